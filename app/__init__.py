@@ -1,0 +1,1 @@
+"""Allrounder: serving frozen vision-language models at a compute budget chosen per request."""

@@ -1,0 +1,1 @@
+"""The HTTP face: reads bodies, calls the engine's facade, writes answers."""

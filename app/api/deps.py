@@ -1,0 +1,65 @@
+"""What the endpoints are given: the services that main built, and the caller's tenant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from app.api.auth import KeyRing
+from app.engine.base import EngineFacade, EngineState
+from app.errors import Draining, EngineDead, Loading
+from app.intake.images import ImageDecoder
+from app.intake.requests import ChatLimits
+
+RETRY_LOADING_SECONDS = 5.0
+
+_bearer = HTTPBearer(auto_error=False, description="Only where the operator has set API keys.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """Built once by main; the only way from an endpoint to anything else."""
+
+    engine: EngineFacade
+    decoder: ImageDecoder
+    limits: ChatLimits
+    keys: KeyRing
+    scrape: Callable[[str], tuple[bytes, str]]
+    max_body_bytes: int
+    started: int
+
+
+def get_services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(get_services)]
+
+
+def get_tenant(
+    request: Request,
+    services: ServicesDep,
+    _shown_in_docs: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> str:
+    return services.keys.tenant_of(request.headers)
+
+
+TenantDep = Annotated[str, Depends(get_tenant)]
+
+
+def require_ready(engine: EngineFacade) -> None:
+    """Raises the 503 that fits the engine's state, before any body is read."""
+    match engine.status().state:
+        case EngineState.LOADING:
+            raise Loading("the model is loading", retry_after_seconds=RETRY_LOADING_SECONDS)
+        case EngineState.DRAINING | EngineState.STOPPED:
+            raise Draining("the server is stopping")
+        case EngineState.DEAD:
+            raise EngineDead("the engine has failed; the server must be restarted")
+        case EngineState.READY:
+            return

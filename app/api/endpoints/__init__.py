@@ -1,0 +1,15 @@
+"""One file per endpoint; `all_endpoints` lists them.
+
+To add one: a file with an `api` router, a line here, an in-memory test with its error cases, and
+the regenerated `tests/golden/openapi.json`.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from app.api.endpoints import chat, health, metrics, models, plan, playground
+
+
+def all_endpoints() -> tuple[APIRouter, ...]:
+    return (chat.api, plan.api, models.api, health.api, metrics.api, playground.api)

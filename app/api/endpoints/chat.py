@@ -1,0 +1,55 @@
+"""POST /v1/chat: one image question, answered whole or as a stream."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from app.api.answers import chat_answer
+from app.api.deps import ServicesDep, TenantDep
+from app.api.disconnects import await_result
+from app.api.docs import CHAT_PROBLEMS
+from app.api.drafts import body_docs, receive_chat
+from app.api.sse import ChatEvents
+from app.api.wire import ChatAnswer
+from app.core import ChatResult
+
+api = APIRouter(prefix="/v1", tags=["chat"])
+
+
+@api.post(
+    "/chat",
+    response_model=None,
+    responses={
+        **CHAT_PROBLEMS,
+        200: {
+            "model": ChatAnswer,
+            "description": "The answer; with `stream`, server-sent events.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+    },
+    openapi_extra=body_docs(),
+)
+async def chat(request: Request, services: ServicesDep, tenant: TenantDep) -> Response:
+    """Answer a question about an image within a compute budget."""
+    received = await receive_chat(request, services, tenant=tenant)
+    stream = await services.engine.submit(received.request)
+    answer = partial(
+        chat_answer,
+        received.request,
+        model=services.engine.capabilities().model,
+        created=int(time.time()),
+    )
+    if received.stream:
+        return ChatEvents(stream, partial(_less_text, answer))
+    return JSONResponse(answer(await await_result(stream, request.receive)))
+
+
+def _less_text(answer: partial[dict[str, Any]], result: ChatResult) -> dict[str, Any]:
+    whole = answer(result)
+    del whole["answer"]
+    return whole

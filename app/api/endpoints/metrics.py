@@ -1,0 +1,21 @@
+"""GET /metrics for Prometheus."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app.api.deps import ServicesDep
+
+api = APIRouter(tags=["metrics"])
+
+
+@api.get(
+    "/metrics",
+    response_model=None,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(request: Request, services: ServicesDep) -> Response:
+    """Counters, gauges and histograms under the prefix allrounder_."""
+    body, content_type = services.scrape(request.headers.get("accept", ""))
+    return Response(body, headers={"Content-Type": content_type})

@@ -1,0 +1,25 @@
+"""GET /v1/models: what is served here and what it can do."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse, Response
+
+from app.api.answers import model_list
+from app.api.deps import ServicesDep, TenantDep, require_ready
+from app.api.docs import problems
+from app.api.wire import ModelList
+
+api = APIRouter(prefix="/v1", tags=["models"])
+
+
+@api.get(
+    "/models",
+    response_model=None,
+    responses={**problems(401, 500, 503), 200: {"model": ModelList}},
+)
+async def models(services: ServicesDep, _tenant: TenantDep) -> Response:
+    """The model with its geometry, strategies, router and smallest budget."""
+    require_ready(services.engine)
+    body = model_list(services.engine.capabilities(), created=services.started)
+    return JSONResponse(body)

@@ -1,0 +1,1 @@
+"""The embedded LVLM: procedural scenes, questions about them, training and evaluation."""

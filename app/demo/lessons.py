@@ -1,0 +1,103 @@
+"""What the decoder is taught at each step: scenes, questions, and how much is hidden from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from app.demo.packing import Packed, pack
+from app.demo.pool import Pool, pool_scene
+from app.demo.questions import TYPES, ask_questions
+from app.demo.scenes import NUM_PATCHES, Split, object_patches
+from app.demo.tokens import tokenise
+
+EASY_TYPES = ("exist", "count", "colour", "shape", "size", "corner", "where")
+MAX_EASY_OBJECTS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Shares of the training after which a stage ends, and the shape of a batch."""
+
+    easy_scenes_until: float = 0.12
+    easy_types_until: float = 0.2
+    informed_until: float = 0.4
+    grounded_until: float = 0.7
+    batch_size: int = 8
+    max_blocks: int = 6
+    per_type: int = 3
+    max_layer_drop: float = 0.15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """One batch: scene numbers, their packed questions, kept visual tokens and skipped layers."""
+
+    scenes: NDArray[np.int64]
+    packed: Packed
+    kept: Tensor
+    skip: frozenset[int]
+
+
+def draw_lesson(
+    pool: Pool,
+    tokenizer: PreTrainedTokenizerFast,
+    plan: Plan,
+    *,
+    seed: int,
+    step: int,
+    progress: float,
+    num_layers: int,
+    scene_seed: int,
+) -> Lesson:
+    """The batch of this step; depends on its arguments only, so that a resumed run repeats it."""
+    rng = np.random.default_rng([seed, step])
+    candidates = np.arange(len(pool.images))
+    if progress < plan.easy_scenes_until:
+        candidates = np.flatnonzero(pool.num_objects <= MAX_EASY_OBJECTS)
+    indexes = np.sort(rng.choice(candidates, plan.batch_size, replace=False))
+    types = EASY_TYPES if progress < plan.easy_types_until else TYPES
+    asker = Random(int(rng.integers(2**62)))
+    rows, coverage = [], []
+    for index in indexes:
+        scene, _ = pool_scene(Split.TRAIN, scene_seed, int(index))
+        questions = ask_questions(scene, asker, per_type=plan.per_type, types=types)
+        asker.shuffle(questions)
+        rows.append(tokenise(tokenizer, questions))
+        coverage.append(object_patches(scene))
+    shown = np.stack([cover.any(axis=0) for cover in coverage])
+    return Lesson(
+        scenes=indexes,
+        packed=pack(rows, coverage, max_blocks=plan.max_blocks),
+        kept=_draw_kept(rng, shown, informed_only=progress < plan.informed_until),
+        skip=_draw_skip(rng, num_layers, plan.max_layer_drop * min(1.0, 2 * progress)),
+    )
+
+
+def _draw_kept(
+    rng: np.random.Generator, shown: NDArray[np.bool_], *, informed_only: bool
+) -> Tensor:
+    """Sorted visual tokens to keep: objects and some background at first, then any, then all."""
+    kind = rng.random()
+    if informed_only:
+        informed, count = True, int(rng.uniform(70, 110))
+    elif kind < 0.4:
+        informed, count = True, int(rng.uniform(60, 130))
+    elif kind < 0.8:
+        informed, count = False, int(NUM_PATCHES * rng.uniform(0.3, 0.9))
+    else:
+        return torch.arange(NUM_PATCHES).expand(len(shown), -1)
+    priority = rng.random(shown.shape) + (shown if informed else 0.0)
+    kept = np.sort(np.argsort(-priority, axis=1)[:, :count], axis=1)
+    return torch.from_numpy(kept)
+
+
+def _draw_skip(rng: np.random.Generator, num_layers: int, ratio: float) -> frozenset[int]:
+    late = range(num_layers // 2, num_layers)
+    return frozenset(index for index in late if rng.random() < ratio)

@@ -1,0 +1,58 @@
+"""Questions about a scene with their accepted answers, and the scorer of a model's answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from random import Random
+
+from app.demo.ask_attributes import ask_colour, ask_count, ask_exist, ask_shape, ask_size
+from app.demo.ask_descriptions import ask_describe
+from app.demo.ask_relations import ask_compare, ask_corner, ask_position, ask_where
+from app.demo.scenes import Scene
+from app.demo.wording import NUMBER_WORDS, NounPhrase, Question
+
+__all__ = ["TYPES", "NounPhrase", "Question", "ask_questions", "is_correct"]
+
+ASKERS: dict[str, Callable[[Scene, Random], Question | None]] = {
+    "exist": ask_exist,
+    "count": ask_count,
+    "colour": ask_colour,
+    "shape": ask_shape,
+    "size": ask_size,
+    "position": ask_position,
+    "compare": ask_compare,
+    "corner": ask_corner,
+    "where": ask_where,
+    "describe": ask_describe,
+}
+TYPES = tuple(ASKERS)
+TRIES = 3
+
+
+def ask_questions(
+    scene: Scene, rng: Random, *, per_type: int = 2, types: Iterable[str] = TYPES
+) -> list[Question]:
+    """Up to `per_type` different questions of each type; fewer where the scene allows none."""
+    questions: dict[str, Question] = {}
+    for name in types:
+        asked = 0
+        for _ in range(per_type * TRIES):
+            question = ASKERS[name](scene, rng)
+            if question is not None and question.text not in questions:
+                questions[question.text] = question
+                asked += 1
+            if asked == per_type:
+                break
+    return list(questions.values())
+
+
+def is_correct(answer: str, question: Question) -> bool:
+    """Exact match up to case, outer whitespace, a final period, gray/grey and number words."""
+    return _normal(answer) in {_normal(accepted) for accepted in question.answers}
+
+
+def _normal(answer: str) -> str:
+    words = answer.strip().lower().removesuffix(".").replace("grey", "gray").split()
+    return " ".join(
+        str(NUMBER_WORDS.index(word)) if word in NUMBER_WORDS else word for word in words
+    )

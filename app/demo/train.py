@@ -1,0 +1,181 @@
+"""Training of the demo model from nothing to saved weights: scenes, vision, decoder, export."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
+
+from app.demo.decoder import PackedDecoder
+from app.demo.decoder_training import DecoderOptions, DecoderTraining, answers_correct
+from app.demo.evaluate import MAX_NEW_TOKENS, WEIGHTS
+from app.demo.held_out import Score, draw_exams, score
+from app.demo.lessons import Plan
+from app.demo.model import build_model, encode_images, to_pixels
+from app.demo.packing import pack
+from app.demo.pool import load_pool
+from app.demo.scenes import NUM_PATCHES, object_patches
+from app.demo.tokens import IMAGE, build_processor, tokenise, train_tokenizer, word_ids
+from app.demo.vision import WORDS, VisionOptions, WordBook, train_vision
+
+logger = logging.getLogger(__name__)
+HEAD_SHARE = 0.3
+EVALUATION_ROWS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoTrainingOptions:
+    """Everything that decides a training; running it again with the same folders resumes it."""
+
+    output: Path = WEIGHTS
+    work: Path = Path(tempfile.gettempdir()) / "allrounder-demo"
+    num_scenes: int = 24000
+    num_threads: int = 2
+    seed: int = 0
+    evaluation_scenes: int = 150
+    # An unfinished model is exported as soon as it answers this share of the questions.
+    export_from: float = 0.7
+    vision: VisionOptions = field(default_factory=VisionOptions)
+    decoder: DecoderOptions = field(default_factory=DecoderOptions)
+    plan: Plan = field(default_factory=Plan)
+
+
+def train(options: DemoTrainingOptions) -> None:
+    """Train and save the model; writes checkpoints to `work` and weights to `output`."""
+    torch.set_num_threads(options.num_threads)
+    torch.manual_seed(options.seed)
+    tokenizer = _load_tokenizer(options)
+    pool = load_pool(
+        options.work,
+        num_scenes=options.num_scenes,
+        seed=options.seed,
+        workers=options.num_threads,
+    )
+    model = build_model(
+        vocab_size=len(tokenizer),
+        pad_id=tokenizer.pad_token_id,
+        bos_id=tokenizer.bos_token_id,
+        eos_id=tokenizer.eos_token_id,
+        image_id=tokenizer.convert_tokens_to_ids(IMAGE),
+    )
+    book = train_vision(model, pool, options.work, replace(options.vision, seed=options.seed))
+    model.requires_grad_(False)
+    teach_words(model, tokenizer, book)
+    model.model.language_model.requires_grad_(True)
+    model.lm_head.requires_grad_(True)
+    decoder_options = replace(options.decoder, seed=options.seed, scene_seed=options.seed)
+    training = DecoderTraining(model, tokenizer, pool, options.work, decoder_options, options.plan)
+
+    def evaluate(decoder: PackedDecoder, step: int) -> None:
+        scores = evaluate_packed(model, tokenizer, decoder, options.evaluation_scenes)
+        report = " ".join(f"{s.name} {s.accuracy:.3f}" for s in scores)
+        logger.info("step %d, held-out (n=%d): %s", step, scores[0].num_questions, report)
+        if step == decoder_options.num_steps or scores[0].accuracy >= options.export_from:
+            export(model, tokenizer, options.output)
+
+    training.run(evaluate)
+    export(model, tokenizer, options.output)
+
+
+@torch.no_grad()
+def teach_words(
+    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, book: WordBook
+) -> None:
+    """Give every spelling of a word the vector that patches were aligned with."""
+    embeddings = model.model.language_model.embed_tokens.weight
+    for word, vector in zip(WORDS, book.vectors, strict=True):
+        for token in word_ids(tokenizer, word):
+            embeddings[token] = vector
+    model.lm_head.weight.copy_(embeddings * HEAD_SHARE)
+
+
+@torch.no_grad()
+def evaluate_packed(
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    decoder: PackedDecoder,
+    num_scenes: int,
+) -> list[Score]:
+    """Held-out accuracy with all visual tokens and layers, by exact match of the first answer."""
+    exams = draw_exams(num_scenes)
+    questions, pictures, right = [], [], []
+    for start in range(0, num_scenes, EVALUATION_ROWS):
+        batch = exams[start : start + EVALUATION_ROWS]
+        packed = pack(
+            [tokenise(tokenizer, exam.questions) for exam in batch],
+            [object_patches(exam.scene) for exam in batch],
+        )
+        pixels = torch.cat([to_pixels(exam.image[None]) for exam in batch])
+        kept = torch.arange(NUM_PATCHES).expand(len(batch), -1)
+        states = decoder(encode_images(model, pixels), kept, packed, num_visual=NUM_PATCHES)
+        correct = answers_correct(decoder.logits(states, packed), packed)
+        rows = torch.zeros(len(packed.questions), dtype=torch.long)
+        rows[packed.target_question] = packed.target_at[0]
+        questions += [item.question for item in packed.questions]
+        pictures += [start + row for row in rows.tolist()]
+        right += correct.tolist()
+    return score(questions, pictures, right)
+
+
+def export(
+    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> None:
+    """Save weights, configuration and processor so that plain transformers can load them."""
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        max_new_tokens=MAX_NEW_TOKENS,
+        do_sample=False,
+    )
+    model.save_pretrained(folder)
+    build_processor(tokenizer).save_pretrained(folder)
+    logger.info("exported to %s", folder)
+
+
+def _load_tokenizer(options: DemoTrainingOptions) -> PreTrainedTokenizerFast:
+    folder = options.work / "tokenizer"
+    if not (folder / "tokenizer.json").exists():
+        train_tokenizer(options.seed).save_pretrained(folder)
+    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder)
+    return tokenizer
+
+
+def main() -> None:
+    defaults = DemoTrainingOptions()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=defaults.output)
+    parser.add_argument("--work", type=Path, default=defaults.work)
+    parser.add_argument("--scenes", type=int, default=defaults.num_scenes)
+    parser.add_argument("--vision-steps", type=int, default=defaults.vision.num_steps)
+    parser.add_argument("--decoder-steps", type=int, default=defaults.decoder.num_steps)
+    parser.add_argument("--threads", type=int, default=defaults.num_threads)
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    train(
+        replace(
+            defaults,
+            output=given.output,
+            work=given.work,
+            num_scenes=given.scenes,
+            num_threads=given.threads,
+            seed=given.seed,
+            vision=replace(defaults.vision, num_steps=given.vision_steps),
+            decoder=replace(defaults.decoder, num_steps=given.decoder_steps),
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

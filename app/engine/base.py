@@ -1,0 +1,143 @@
+"""The engine's two edges: the runner below it and the stream it hands to callers above it.
+
+Knows nothing of torch; a fake runner and a real one satisfy the same protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from app.core import Capabilities, ChatRequest, ChatResult, FinishReason, PromptShape, TokenChunk
+from app.errors import AllrounderError
+
+
+class EngineState(StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineStatus:
+    """A snapshot for probes and gauges; `num_steps` moves while the engine lives and has work."""
+
+    state: EngineState
+    num_running: int
+    num_waiting: int
+    kv_bytes_held: int
+    kv_bytes_limit: int
+    num_steps: int
+
+
+class Prepared(Protocol):
+    """A validated request with its prompt built; not yet on the device."""
+
+    @property
+    def request(self) -> ChatRequest: ...
+    @property
+    def shape(self) -> PromptShape: ...
+
+
+class Running(Protocol):
+    """A request whose plan is made and whose KV may be held; owned by the runner."""
+
+    @property
+    def request(self) -> ChatRequest: ...
+    @property
+    def num_generated(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What one step did for one request: text that became final, an end, or an error."""
+
+    request_id: str
+    chunk: TokenChunk | None = None
+    result: ChatResult | None = None
+    error: AllrounderError | None = None
+
+
+class Runner(Protocol):
+    """The one owner of the device. Only `capabilities` and `prepare` may be called off its thread.
+
+    `begin`, `step`, `finish` and `release` never raise for one request's fault: that request gets
+    an `Outcome` (or an error in its place) and its neighbours go on.
+    """
+
+    def capabilities(self) -> Capabilities: ...
+
+    def prepare(self, request: ChatRequest) -> Prepared:
+        """Build the prompt and resolve the budget. Raises typed errors that name the field."""
+        ...
+
+    def begin(self, batch: Sequence[Prepared]) -> list[Running | AllrounderError]:
+        """Encode the images in one batch and make each plan; one entry per request, in order."""
+        ...
+
+    def step(self, running: Sequence[Running]) -> list[Outcome]:
+        """One forward pass: prefill for those that just began, one more token for the others."""
+        ...
+
+    def finish(self, running: Running, reason: FinishReason) -> ChatResult:
+        """End a request early with what it has, and release what it holds."""
+        ...
+
+    def release(self, running: Running) -> None:
+        """Give back all memory of a request; safe to call twice."""
+        ...
+
+    def kv_bytes_held(self) -> int: ...
+
+    def kv_bytes_limit(self) -> int: ...
+
+
+class Observer(Protocol):
+    """Told of every event worth a metric; called on the engine's thread, must not block."""
+
+    def rejected(self, error: AllrounderError) -> None: ...
+
+    def admitted(self, request: ChatRequest, *, queue_seconds: float) -> None: ...
+
+    def first_token(self, request: ChatRequest, *, seconds: float) -> None: ...
+
+    def next_token(self, request: ChatRequest, *, seconds: float) -> None: ...
+
+    def finished(self, request: ChatRequest, result: ChatResult) -> None: ...
+
+    def failed(self, request: ChatRequest, error: AllrounderError) -> None: ...
+
+
+class ChatStream(Protocol):
+    """One admitted request as its caller sees it: chunks, then exactly one result or error."""
+
+    @property
+    def request(self) -> ChatRequest: ...
+
+    def chunks(self) -> AsyncIterator[TokenChunk]:
+        """Text as it becomes final; ends when the request ends, raises its error if it failed."""
+        ...
+
+    async def result(self) -> ChatResult:
+        """Wait for the end. Raises the request's typed error if it failed."""
+        ...
+
+    def cancel(self) -> None:
+        """The caller is gone: free everything at the next step. Safe to call at any time."""
+        ...
+
+
+class EngineFacade(Protocol):
+    """All that `api` and `jobs` may know of the engine."""
+
+    async def submit(self, request: ChatRequest) -> ChatStream:
+        """Validate and queue. Raises at the door: bad field, QueueFull, Draining, EngineDead."""
+        ...
+
+    def capabilities(self) -> Capabilities: ...
+
+    def status(self) -> EngineStatus: ...

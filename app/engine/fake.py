@@ -1,0 +1,219 @@
+"""A runner without a model: the words of the question are the answer's tokens.
+
+All that stands above the runner's protocol can be driven with it; no torch, no weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from app.budget import Counts, FlopsShare
+from app.core import (
+    Capabilities,
+    ChatRequest,
+    ChatResult,
+    FinishReason,
+    ModelGeometry,
+    Plan,
+    PromptShape,
+    Selection,
+    StrategyInfo,
+    Timing,
+    TokenChunk,
+    TokenGrid,
+)
+from app.cost import cost_of
+from app.engine.base import Outcome, Prepared, Running
+from app.errors import AllrounderError, BudgetTooSmall, InvalidField
+
+GRID = TokenGrid(rows=4, cols=4)
+STRATEGIES = ("none", "fake")
+GEOMETRY = ModelGeometry(
+    num_layers=4,
+    width=32,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=8,
+    mlp_width=64,
+    vocab_size=100,
+    max_positions=4096,
+)
+KV_BYTES_EACH = 1024
+KV_BYTES_LIMIT = 2**20
+NO_FAULTS: Mapping[str, Exception] = MappingProxyType({})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FakePrepared:
+    request: ChatRequest
+    shape: PromptShape
+    plan: Plan
+
+
+@dataclass(kw_only=True, slots=True)
+class FakeRunning:
+    request: ChatRequest
+    shape: PromptShape
+    plan: Plan
+    words: tuple[str, ...]
+    begun: float
+    num_generated: int = 0
+    answer: str = ""
+
+
+@dataclass(kw_only=True)
+class FakeRunner:
+    """Answers with the question's own words.
+
+    Attributes:
+        step_seconds: how long each step blocks its thread.
+        faults: by question, what goes wrong in its first step: a typed error fails that request
+            alone, any other exception is the device dying.
+    """
+
+    step_seconds: float = 0.0
+    faults: Mapping[str, Exception] = field(default_factory=lambda: NO_FAULTS)
+    running: dict[str, FakeRunning] = field(default_factory=dict)
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            model="fake",
+            family="fake",
+            fingerprint="0" * 16,
+            geometry=GEOMETRY,
+            device="cpu",
+            dtype="float32",
+            visual_tokens=GRID.rows * GRID.cols,
+            max_images=16,
+            router=None,
+            default_strategy="fake",
+            strategies=tuple(
+                StrategyInfo(name=name, prunes_tokens=name != "none", prunes_layers=False)
+                for name in STRATEGIES
+            ),
+            smallest_budget=0.4,
+        )
+
+    def prepare(self, request: ChatRequest) -> FakePrepared:
+        visual = (GRID.rows * GRID.cols,) * len(request.images)
+        shape = PromptShape(num_text=8 + len(request.question.split()), visual_per_image=visual)
+        return FakePrepared(request=request, shape=shape, plan=_plan(request, shape))
+
+    def begin(self, batch: Sequence[Prepared]) -> list[Running | AllrounderError]:
+        return [self._begin_one(prepared) for prepared in batch]
+
+    def step(self, running: Sequence[Running]) -> list[Outcome]:
+        if self.step_seconds:
+            time.sleep(self.step_seconds)
+        return [self._advance(each) for each in running]
+
+    def finish(self, running: Running, reason: FinishReason) -> ChatResult:
+        assert isinstance(running, FakeRunning)
+        self.release(running)
+        now, request = time.monotonic(), running.request
+        cost = cost_of(GEOMETRY, running.shape, running.plan, num_generated=running.num_generated)
+        return ChatResult(
+            request_id=request.id,
+            answer=running.answer,
+            finish_reason=reason,
+            shape=running.shape,
+            num_generated=running.num_generated,
+            plan=running.plan,
+            cost=cost,
+            budget_limit=_limit(request, cost.prefill_ratio),
+            timing=Timing(queue=running.begun - request.arrival, total=now - request.arrival),
+            grids=(GRID,) * len(request.images),
+        )
+
+    def release(self, running: Running) -> None:
+        self.running.pop(running.request.id, None)
+
+    def kv_bytes_held(self) -> int:
+        return KV_BYTES_EACH * len(self.running)
+
+    def kv_bytes_limit(self) -> int:
+        return KV_BYTES_LIMIT
+
+    def _begin_one(self, prepared: Prepared) -> FakeRunning:
+        assert isinstance(prepared, FakePrepared)
+        begun = FakeRunning(
+            request=prepared.request,
+            shape=prepared.shape,
+            plan=prepared.plan,
+            words=_words(prepared.request.question),
+            begun=time.monotonic(),
+        )
+        self.running[prepared.request.id] = begun
+        return begun
+
+    def _advance(self, running: Running) -> Outcome:
+        assert isinstance(running, FakeRunning)
+        request = running.request
+        fault = self.faults.get(request.question)
+        if isinstance(fault, AllrounderError):
+            self.release(running)
+            return Outcome(request_id=request.id, error=fault)
+        if fault is not None:
+            raise fault
+        if request.plan_only:
+            return Outcome(request_id=request.id, result=self.finish(running, FinishReason.STOP))
+        text, reason = _next(running)
+        running.answer += text
+        running.num_generated += 1
+        result = None if reason is None else self.finish(running, reason)
+        return Outcome(request_id=request.id, chunk=TokenChunk(text=text), result=result)
+
+
+def _words(question: str) -> tuple[str, ...]:
+    words = question.split() or ["-"]
+    return (words[0], *(f" {word}" for word in words[1:]))
+
+
+def _next(running: FakeRunning) -> tuple[str, FinishReason | None]:
+    """The next word, cut at a stop string, and why it is the last one, if it is."""
+    word, sampling = running.words[running.num_generated], running.request.sampling
+    grown = running.answer + word
+    ends = [found for stop in sampling.stop if (found := grown.find(stop)) >= 0]
+    if ends:
+        return grown[len(running.answer) : min(ends)], FinishReason.STOP
+    if running.num_generated + 1 == len(running.words):
+        return word, FinishReason.STOP
+    if running.num_generated + 1 == sampling.max_tokens:
+        return word, FinishReason.LENGTH
+    return word, None
+
+
+def _limit(request: ChatRequest, spent: float) -> float:
+    form = request.budget.form
+    return form.share if isinstance(form, FlopsShare) else spent
+
+
+def _plan(request: ChatRequest, shape: PromptShape) -> Plan:
+    budget = request.budget
+    if budget.strategy not in (None, *STRATEGIES):
+        raise InvalidField(
+            f"budget.strategy: unknown strategy; known: {', '.join(STRATEGIES)}",
+            param="budget.strategy",
+        )
+    if isinstance(budget.form, Counts):
+        tokens, layers = budget.form.tokens, budget.form.layers
+        return _pruned(shape, shape.num_visual if tokens is None else tokens, layers)
+    for count in range(shape.num_visual, budget.min_tokens - 1, -1):
+        plan = _pruned(shape, count, None)
+        if budget.form.allows(cost_of(GEOMETRY, shape, plan)):
+            return plan
+    smallest = cost_of(GEOMETRY, shape, _pruned(shape, budget.min_tokens, None)).prefill_ratio
+    raise BudgetTooSmall(f"budget: the smallest possible value is {smallest:.4f}", param="budget")
+
+
+def _pruned(shape: PromptShape, count: int, num_layers: int | None) -> Plan:
+    """Keep the first `count` visual tokens and run the first `num_layers` layers."""
+    runs = tuple(num_layers is None or idx < num_layers for idx in range(GEOMETRY.num_layers))
+    kept = tuple(range(min(count, shape.num_visual)))
+    if len(kept) == shape.num_visual and all(runs):
+        return Plan.dense(num_layers=len(runs), num_visual=shape.num_visual)
+    selection = Selection(layer_idx=0, count=len(kept), kept=kept)
+    return Plan(strategy="fake", num_visual=shape.num_visual, runs=runs, selections=(selection,))

@@ -1,0 +1,181 @@
+"""Budget to plan for one request: resolves, scores, chooses, and proves the cost.
+
+The only place where adapters, strategies and the router meet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from app.core import BudgetRequest, ChatRequest, Plan, Prompt, PromptShape, StrategyInfo
+from app.cost import cost_of
+from app.engine.ragged import Segment
+from app.engine.sequence import PreparedPrompt, Sequence
+from app.models.base import Adapter
+from app.pruning import STRATEGIES, make_strategy
+from app.pruning.allocate import Allocation, Allocator, settle
+from app.pruning.base import Context, RouterScores, Strategy, View
+from app.pruning.compose import needs_router
+from app.pruning.frontier import CalibratedFrontier, Frontier, PublishedFrontier
+from app.router.store import LoadedRouter
+
+_TRAINING_FREE = "fastv"
+_TYPICAL_TEXT_ROWS = 32
+
+
+class Planner:
+    """Makes plans for one adapter and, if there is one, its router."""
+
+    def __init__(self, adapter: Adapter, router: LoadedRouter | None) -> None:
+        self._adapter = adapter
+        self._router = router
+        self._context = Context(
+            geometry=adapter.geometry,
+            router_candidates=router.candidates if router else None,
+            block_influence=router.block_influence if router else None,
+        )
+        self._calibrated = _frontier(router)
+
+    def resolve(self, request: ChatRequest, shape: PromptShape) -> tuple[Strategy, Allocation]:
+        """The strategy and the bound that the budget allows. Raises typed 422s."""
+        budget = request.budget
+        strategy = make_strategy(budget.strategy or self.default_strategy(budget), budget.options)
+        strategy.check(self._context)
+        return strategy, self._allocator(strategy, shape, budget.min_tokens).allocate(budget)
+
+    def default_strategy(self, budget: BudgetRequest | None = None) -> str:
+        if self._router is not None:
+            return "par"
+        asks_layers = budget is not None and getattr(budget.form, "layers", None) is not None
+        return f"{_TRAINING_FREE}+shortgpt" if asks_layers else _TRAINING_FREE
+
+    def choose_first(self, prepared: PreparedPrompt, prompt: Prompt, visual_VD: Tensor) -> Plan:
+        """All that can be chosen before prefill: layers, and tokens dropped at layer 0."""
+        bound = prepared.allocation.plan
+        if bound.is_dense:
+            return bound
+        strategy = prepared.strategy
+        view = self._view(prepared, prompt, visual_VD)
+        kept = None
+        if bound.selections and bound.last_selection_layer == 0:
+            kept = tuple(strategy.select(view, bound.num_kept).tolist())
+        skipped: tuple[int, ...] = ()
+        if prepared.allocation.num_skipped:
+            allowed = prepared.allocation.allowed
+            skipped = strategy.skip(view, allowed, prepared.allocation.num_skipped)
+        plan = settle(bound, skipped=skipped, kept=kept)
+        if needs_router(strategy) and self._router is not None:
+            plan = replace(plan, router=self._router.identity)
+        self._prove(prepared, plan)
+        return plan
+
+    def choose_at(self, sequence: Sequence, segment: Segment) -> Plan:
+        """Fill in the selection of an in-decoder strategy from what it sees at its layer."""
+        prepared = sequence.prepared
+        view = replace(
+            self._view(prepared, prepared.prompt, sequence.visual_VD, with_router=False),
+            attention=segment.attention,
+        )
+        kept = prepared.strategy.select(view, sequence.plan.num_kept)
+        plan = settle(
+            sequence.plan, skipped=sequence.plan.skipped_layers, kept=tuple(kept.tolist())
+        )
+        self._prove(prepared, plan)
+        sequence.plan = plan
+        return plan
+
+    def strategies(self) -> tuple[StrategyInfo, ...]:
+        """Those this model can serve, with their knobs' defaults."""
+        infos = []
+        for name, kind in STRATEGIES.items():
+            if kind.needs_router and self._router is None:
+                continue
+            if name == "shortgpt" and self._context.block_influence is None:
+                continue
+            infos.append(
+                StrategyInfo(
+                    name=name,
+                    prunes_tokens=kind.prunes_tokens,
+                    prunes_layers=kind.prunes_layers,
+                    options=kind().knobs(),
+                )
+            )
+        return tuple(infos)
+
+    def smallest_budget(self) -> float:
+        """What the default strategy's smallest plan costs on a short question about one image."""
+        shape = PromptShape(
+            num_text=_TYPICAL_TEXT_ROWS,
+            visual_per_image=(self._adapter.fixed_visual or 576,),
+            num_question=_TYPICAL_TEXT_ROWS,
+        )
+        strategy = make_strategy(self.default_strategy())
+        return self._allocator(strategy, shape, 1).smallest_share()
+
+    def _allocator(self, strategy: Strategy, shape: PromptShape, min_tokens: int) -> Allocator:
+        router = self._router
+        calibrated = needs_router(strategy)
+        return Allocator(
+            context=self._context,
+            strategy=strategy,
+            shape=shape,
+            frontier=self._calibrated if calibrated else PublishedFrontier(),
+            router_flops=router.flops if router else lambda _: 0,
+            min_tokens=min_tokens,
+        )
+
+    def _view(
+        self,
+        prepared: PreparedPrompt,
+        prompt: Prompt,
+        visual_VD: Tensor,
+        *,
+        with_router: bool = True,
+    ) -> View:
+        start, count = prompt.question_slot
+        question_QD = self._adapter.embed(prompt.token_ids[start : start + count])
+        scores: RouterScores | None = None
+        if with_router and self._router is not None and needs_router(prepared.strategy):
+            token_logits, layer_logits = self._router.score(visual_VD, question_QD)
+            scores = RouterScores(token_logits=token_logits, layer_logits=layer_logits)
+        return View(
+            context=self._context,
+            visual_VD=visual_VD,
+            question_QD=question_QD,
+            seed=prepared.seed,
+            router=scores,
+        )
+
+    def _prove(self, prepared: PreparedPrompt, plan: Plan) -> None:
+        cost = cost_of(self._adapter.geometry, prepared.shape, plan)
+        limit = prepared.allocation.limit
+        assert cost.prefill_ratio <= limit, f"plan costs {cost.prefill_ratio}, limit {limit}"
+        assert prepared.request.budget.form.allows(cost) or plan.is_dense, "budget exceeded"
+
+
+def request_seed(request: ChatRequest) -> int:
+    """The same for the same images, question and seed, wherever and beside whomever it runs."""
+    digest = hashlib.sha256(request.question.encode())
+    for image in request.images:
+        digest.update(image.digest.encode())
+    digest.update(str(request.sampling.seed).encode())
+    return int.from_bytes(digest.digest()[:7], "big")
+
+
+def as_visual_tensor(features: list[Tensor]) -> Tensor:
+    return torch.cat(features) if len(features) > 1 else features[0]
+
+
+def _frontier(router: LoadedRouter | None) -> Frontier:
+    calibration = router.manifest.calibration if router else None
+    if calibration is None:
+        return PublishedFrontier()
+    return CalibratedFrontier(
+        skip_ratios=calibration.skip_ratios,
+        token_ratios=calibration.token_ratios,
+        kl_nats=calibration.kl_nats,
+    )

@@ -1,0 +1,186 @@
+"""Every error that may leave the service, as one tree; the API maps it to HTTP in one function.
+
+AllrounderError
+├── StartupError              never HTTP: the process refuses to start
+│   ├── ModelUnsupported
+│   └── RouterMismatch
+├── InvalidField        422   a field is wrong; `param` names it
+│   └── BudgetTooSmall  422
+├── BadRequest          400
+│   ├── InvalidImage, ImageTooLarge, UnsupportedImageFormat, InvalidBase64
+│   ├── ImageUrlNotAllowed, RemoteImagesDisabled
+│   ├── ContextLengthExceeded
+│   └── MalformedBody
+├── AuthenticationFailed 401, PermissionRefused 403, NotFound 404, MethodNotAllowed 405
+├── BodyTooLarge        413
+├── UnsupportedBody     415
+├── QueueFull           429   retryable
+├── Unavailable         503   retryable
+│   ├── Loading, Draining, EngineDead, EngineOutOfMemory
+├── DeadlineExceeded    504
+├── RequestCancelled    499   the caller went away; nobody reads the answer
+└── InternalError       500
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class AllrounderError(Exception):
+    """Base: carries the HTTP status, a stable `code`, whether a retry can help, and a hint."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    type: ClassVar[str] = "server_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_seconds: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_seconds = retry_after_seconds
+
+
+class StartupError(AllrounderError):
+    code = "startup_failed"
+
+
+class ModelUnsupported(StartupError):
+    code = "model_unsupported"
+
+
+class RouterMismatch(StartupError):
+    code = "router_mismatch"
+
+
+class InvalidField(AllrounderError):
+    status = 422
+    code = "invalid_field"
+    type = "invalid_request_error"
+
+
+class BudgetTooSmall(InvalidField):
+    code = "budget_too_small"
+
+
+class BadRequest(AllrounderError):
+    status = 400
+    code = "bad_request"
+    type = "invalid_request_error"
+
+
+class InvalidImage(BadRequest):
+    code = "invalid_image"
+
+
+class ImageTooLarge(BadRequest):
+    code = "image_too_large"
+
+
+class UnsupportedImageFormat(BadRequest):
+    code = "unsupported_image_format"
+
+
+class InvalidBase64(BadRequest):
+    code = "invalid_base64"
+
+
+class ImageUrlNotAllowed(BadRequest):
+    code = "image_url_not_allowed"
+
+
+class RemoteImagesDisabled(BadRequest):
+    code = "remote_images_disabled"
+
+
+class ContextLengthExceeded(BadRequest):
+    code = "context_length_exceeded"
+
+
+class MalformedBody(BadRequest):
+    code = "malformed_body"
+
+
+class AuthenticationFailed(AllrounderError):
+    status = 401
+    code = "invalid_api_key"
+    type = "authentication_error"
+
+
+class PermissionRefused(AllrounderError):
+    status = 403
+    code = "permission_denied"
+    type = "permission_error"
+
+
+class NotFound(AllrounderError):
+    status = 404
+    code = "not_found"
+    type = "invalid_request_error"
+
+
+class MethodNotAllowed(AllrounderError):
+    status = 405
+    code = "method_not_allowed"
+    type = "invalid_request_error"
+
+
+class BodyTooLarge(AllrounderError):
+    status = 413
+    code = "body_too_large"
+    type = "invalid_request_error"
+
+
+class UnsupportedBody(AllrounderError):
+    status = 415
+    code = "unsupported_content_type"
+    type = "invalid_request_error"
+
+
+class QueueFull(AllrounderError):
+    status = 429
+    code = "queue_full"
+    type = "rate_limit_error"
+    retryable = True
+
+
+class Unavailable(AllrounderError):
+    status = 503
+    code = "unavailable"
+    type = "server_error"
+    retryable = True
+
+
+class Loading(Unavailable):
+    code = "loading"
+
+
+class Draining(Unavailable):
+    code = "draining"
+
+
+class EngineDead(Unavailable):
+    code = "engine_dead"
+
+
+class EngineOutOfMemory(Unavailable):
+    code = "engine_oom"
+
+
+class DeadlineExceeded(AllrounderError):
+    status = 504
+    code = "deadline_exceeded"
+    type = "timeout_error"
+
+
+class RequestCancelled(AllrounderError):
+    status = 499
+    code = "cancelled"
+    type = "invalid_request_error"
+
+
+class InternalError(AllrounderError):
+    pass

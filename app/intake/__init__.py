@@ -1,0 +1,1 @@
+"""What may come in, for the API and for batch jobs alike."""

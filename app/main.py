@@ -1,0 +1,196 @@
+"""The composition root: builds engine, metrics and web app from settings, and serves them.
+
+Importing this loads no model and no torch; the engine is loaded in the background once serving
+has begun, so that probes answer from the first moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
+from typing import Protocol
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from app import logs
+from app.api.auth import KeyRing
+from app.api.deps import Services
+from app.api.endpoints import all_endpoints
+from app.api.middleware import RequestContext
+from app.api.problems import to_response
+from app.engine.base import EngineFacade, EngineState, Observer
+from app.errors import AllrounderError
+from app.intake.images import ImageDecoder
+from app.intake.requests import ChatLimits
+from app.metrics.definitions import build_instruments
+from app.metrics.exposition import render
+from app.metrics.stages import EngineGauges, EngineMetrics, HttpMetrics
+from app.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 5
+EXIT_ENGINE_FAILED = 3
+PROBLEMS = (AllrounderError, HTTPException, RequestValidationError, ClientDisconnect)
+
+
+class ServedEngine(EngineFacade, Protocol):
+    """An engine whose life main rules. Building one is cheap; `start` loads the model."""
+
+    async def start(self) -> None:
+        """Load; READY at the end. If loading fails: raises, and the state is DEAD."""
+        ...
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Refuse new requests, let the admitted ones finish, cancel what is left after `grace`."""
+        ...
+
+
+EngineFactory = Callable[[Settings, Observer], ServedEngine]
+
+
+def build_engine(settings: Settings, observer: Observer) -> ServedEngine:
+    """The real engine. The imports are here because they load torch."""
+    from app.engine.engine import Engine
+    from app.engine.runner import load_runner
+
+    return Engine(
+        partial(load_runner, settings),
+        max_running=settings.max_running,
+        max_queue=settings.max_queue,
+        observer=observer,
+    )
+
+
+def create_app(settings: Settings, engine_factory: EngineFactory = build_engine) -> FastAPI:
+    """A web app with an engine of its own, loaded and drained by its lifespan."""
+    instruments = build_instruments()
+    engine = engine_factory(settings, EngineMetrics(instruments))
+    instruments.registry.register(EngineGauges(engine.status))
+    services = Services(
+        engine=engine,
+        decoder=ImageDecoder(num_threads=settings.image_threads),
+        limits=_limits(settings),
+        keys=KeyRing(key.get_secret_value() for key in settings.api_keys),
+        scrape=partial(render, instruments.registry),
+        max_body_bytes=settings.max_body_bytes,
+        started=int(time.time()),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(_load(engine))
+        yield
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+        await engine.stop(settings.drain_seconds)
+        services.decoder.close()
+
+    app = FastAPI(title="Allrounder", version=_version(), lifespan=lifespan, redirect_slashes=False)
+    app.state.services = services
+    app.state.engine = engine
+    _wire(app, HttpMetrics(instruments))
+    return app
+
+
+def _wire(app: FastAPI, http_metrics: HttpMetrics) -> None:
+    async def answer_problem(_request: Request, exc: Exception) -> Response:
+        return to_response(exc)
+
+    for kind in PROBLEMS:
+        app.add_exception_handler(kind, answer_problem)
+    for api in all_endpoints():
+        app.include_router(api)
+    app.add_middleware(RequestContext, metrics=http_metrics)
+
+
+async def _load(engine: ServedEngine) -> None:
+    try:
+        await engine.start()
+    except Exception:
+        logger.critical("the engine could not be started", exc_info=True)
+
+
+def _limits(settings: Settings) -> ChatLimits:
+    return ChatLimits(
+        default_budget=settings.default_budget,
+        max_tokens_default=settings.max_tokens_default,
+        max_tokens_limit=settings.max_tokens_limit,
+        max_image_bytes=settings.max_image_bytes,
+    )
+
+
+def _version() -> str:
+    try:
+        return version("allrounder")
+    except PackageNotFoundError:
+        return "0"
+
+
+class Server(uvicorn.Server):
+    """Drains before it closes its sockets, so that probes can see it; ends with a dead engine."""
+
+    def __init__(
+        self, config: uvicorn.Config, *, engine: ServedEngine, drain_seconds: float
+    ) -> None:
+        super().__init__(config)
+        self._engine = engine
+        self._drain_seconds = drain_seconds
+        self._draining: asyncio.Task[None] | None = None
+        self.engine_failed = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First signal: drain, then exit. Second: exit now."""
+        if self._draining is None and self.started:
+            asyncio.get_running_loop().call_soon_threadsafe(self._begin_draining)
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._engine.status().state is EngineState.DEAD:
+            logger.critical("the engine is dead; the process ends")
+            self.engine_failed = True
+            return True
+        return await super().on_tick(counter)
+
+    def _begin_draining(self) -> None:
+        self._draining = self._draining or asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        try:
+            await self._engine.stop(self._drain_seconds)
+        finally:
+            self.should_exit = True
+
+
+def serve(settings: Settings, engine_factory: EngineFactory = build_engine) -> int:
+    """Run until a signal; the exit code. One process owns one device: never more workers."""
+    logs.configure(settings.log_level)
+    app = create_app(settings, engine_factory)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        workers=1,
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=FLUSH_SECONDS,
+    )
+    server = Server(config, engine=app.state.engine, drain_seconds=settings.drain_seconds)
+    server.run()
+    return EXIT_ENGINE_FAILED if server.engine_failed else 0

@@ -1,0 +1,221 @@
+"""Every metric: name, help, labels and buckets. Knows nothing of when they move.
+
+To add one: a line here, one call site, its line in `tests/golden/metrics.txt`, a dashboard panel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+
+from app.core import FinishReason, Stage
+
+NAMESPACE = "allrounder"
+
+FAST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SLOW_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+WAIT_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+STATUSES = (200, 400, 401, 403, 404, 405, 413, 415, 422, 429, 499, 500, 503, 504)
+REJECTIONS = (
+    "budget_too_small",
+    "context_length_exceeded",
+    "deadline_exceeded",
+    "draining",
+    "engine_dead",
+    "engine_oom",
+    "invalid_field",
+    "loading",
+    "queue_full",
+)
+OTHER = "other"
+
+NUM_RUNNING_HELP = "Requests whose tokens are being computed."
+NUM_WAITING_HELP = "Admitted requests that wait for a place in the batch."
+KV_USAGE_HELP = "Share of the room for keys and values that is held."
+_COUNTERFACTUAL = "analytic and counterfactual: computed by formula, never executed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latencies:
+    """Where the time of a request goes."""
+
+    first_token: Histogram
+    next_token: Histogram
+    request: Histogram
+    queue: Histogram
+    stage: Histogram
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """What was asked and how it ended."""
+
+    prompt_tokens: Counter
+    generated_tokens: Counter
+    ends: Counter
+    rejections: Counter
+    http: Counter
+    http_seconds: Histogram
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """What was computed, and what the dense model would have computed."""
+
+    flops_dense: Counter
+    flops_executed: Counter
+    flops_saved: Counter
+    flops_router: Counter
+    visual_tokens: Counter
+    layer_passes: Counter
+    budget_limit: Histogram
+    budget_spent: Histogram
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instruments:
+    """All metrics of one process, in a registry of their own."""
+
+    registry: CollectorRegistry
+    latencies: Latencies
+    traffic: Traffic
+    compute: Compute
+
+
+def build_instruments() -> Instruments:
+    """A new registry with every series of a closed label set already at 0."""
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    registry = CollectorRegistry()
+    return Instruments(
+        registry=registry,
+        latencies=_latencies(_Factory(registry=registry)),
+        traffic=_traffic(_Factory(registry=registry)),
+        compute=_compute(_Factory(registry=registry)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Factory:
+    registry: CollectorRegistry
+
+    def counter(
+        self, name: str, help_text: str, label: str | None = None, values: Iterable[str] = ()
+    ) -> Counter:
+        labels = [] if label is None else [label]
+        made = Counter(name, help_text, labels, namespace=NAMESPACE, registry=self.registry)
+        for value in values:
+            made.labels(value)
+        return made
+
+    def histogram(
+        self,
+        name: str,
+        help_text: str,
+        buckets: Sequence[float],
+        label: str | None = None,
+        values: Iterable[str] = (),
+    ) -> Histogram:
+        labels = [] if label is None else [label]
+        made = Histogram(
+            name, help_text, labels, namespace=NAMESPACE, buckets=buckets, registry=self.registry
+        )
+        for value in values:
+            made.labels(value)
+        return made
+
+
+def _latencies(make: _Factory) -> Latencies:
+    return Latencies(
+        first_token=make.histogram(
+            "time_to_first_token_seconds", "From arrival to the first token.", SLOW_SECONDS
+        ),
+        next_token=make.histogram(
+            "inter_token_latency_seconds", "From one token to the next.", FAST_SECONDS
+        ),
+        request=make.histogram(
+            "e2e_request_latency_seconds", "From arrival to the end of the answer.", SLOW_SECONDS
+        ),
+        queue=make.histogram(
+            "request_queue_time_seconds", "From arrival to a place in the batch.", WAIT_SECONDS
+        ),
+        stage=make.histogram(
+            "stage_seconds",
+            "Seconds that one request spent in a stage.",
+            FAST_SECONDS,
+            "stage",
+            Stage,
+        ),
+    )
+
+
+def _traffic(make: _Factory) -> Traffic:
+    return Traffic(
+        prompt_tokens=make.counter(
+            "prompt_tokens", "Prompt tokens processed, counted after pruning."
+        ),
+        generated_tokens=make.counter("generation_tokens", "Tokens generated."),
+        ends=make.counter(
+            "request_success", "Requests that ended, by why they did.", "reason", FinishReason
+        ),
+        rejections=make.counter(
+            "admission_rejections",
+            "Requests refused at the engine's door.",
+            "reason",
+            (*REJECTIONS, OTHER),
+        ),
+        http=Counter(
+            "http_requests",
+            "HTTP requests answered, by route template and status.",
+            ["endpoint", "status"],
+            namespace=NAMESPACE,
+            registry=make.registry,
+        ),
+        http_seconds=make.histogram(
+            "http_request_seconds",
+            "From the request's head to the end of its answer.",
+            SLOW_SECONDS,
+            "endpoint",
+        ),
+    )
+
+
+def _compute(make: _Factory) -> Compute:
+    return Compute(
+        flops_dense=make.counter(
+            "flops_dense",
+            f"Decoder FLOPs that the unpruned model would have spent; {_COUNTERFACTUAL}.",
+        ),
+        flops_executed=make.counter(
+            "flops_executed", "Decoder FLOPs spent, the router's included; by formula."
+        ),
+        flops_saved=make.counter(
+            "flops_saved",
+            "FLOPs not spent, by what was left out, before the router's own cost; "
+            f"against a dense figure that is {_COUNTERFACTUAL}.",
+            "source",
+            ("tokens", "layers"),
+        ),
+        flops_router=make.counter("flops_router", "FLOPs spent on choosing what to prune."),
+        visual_tokens=make.counter(
+            "visual_tokens",
+            "Visual tokens by what became of them: encoded = kept + dropped.",
+            "state",
+            ("encoded", "kept", "dropped"),
+        ),
+        layer_passes=make.counter(
+            "decoder_layer_passes",
+            "Decoder layers run or skipped, per request and forward pass.",
+            "state",
+            ("run", "skipped"),
+        ),
+        budget_limit=make.histogram(
+            "request_budget_limit_ratio", "Share of dense prefill a request may spend.", SHARES
+        ),
+        budget_spent=make.histogram(
+            "request_budget_spent_ratio", "Share of dense prefill a request spent.", SHARES
+        ),
+    )

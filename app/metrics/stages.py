@@ -1,0 +1,141 @@
+"""When the metrics move: the engine's events, its gauges, and HTTP answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from app.core import ChatRequest, ChatResult, FinishReason
+from app.errors import AllrounderError, DeadlineExceeded, RequestCancelled
+from app.metrics.definitions import (
+    KV_USAGE_HELP,
+    NAMESPACE,
+    NUM_RUNNING_HELP,
+    NUM_WAITING_HELP,
+    OTHER,
+    REJECTIONS,
+    STATUSES,
+    Instruments,
+)
+
+
+class EngineMetrics:
+    """The engine's observer. Called on the engine's thread; only moves counters."""
+
+    def __init__(self, instruments: Instruments) -> None:
+        self._latencies = instruments.latencies
+        self._traffic = instruments.traffic
+        self._compute = instruments.compute
+
+    def rejected(self, error: AllrounderError) -> None:
+        reason = error.code if error.code in REJECTIONS else OTHER
+        self._traffic.rejections.labels(reason).inc()
+
+    def admitted(self, request: ChatRequest, *, queue_seconds: float) -> None:
+        if not request.plan_only:
+            self._latencies.queue.observe(queue_seconds)
+
+    def first_token(self, request: ChatRequest, *, seconds: float) -> None:  # noqa: ARG002
+        self._latencies.first_token.observe(seconds)
+
+    def next_token(self, request: ChatRequest, *, seconds: float) -> None:  # noqa: ARG002
+        self._latencies.next_token.observe(seconds)
+
+    def finished(self, request: ChatRequest, result: ChatResult) -> None:
+        """A request that only asked for its plan generated nothing and counts nowhere."""
+        if request.plan_only:
+            return
+        self._traffic.ends.labels(result.finish_reason).inc()
+        self._traffic.prompt_tokens.inc(result.shape.num_text + result.cost.num_kept)
+        self._traffic.generated_tokens.inc(result.num_generated)
+        self._observe_times(result)
+        self._count_compute(result)
+
+    def failed(self, request: ChatRequest, error: AllrounderError) -> None:
+        if not request.plan_only:
+            self._traffic.ends.labels(_reason(error)).inc()
+
+    def _observe_times(self, result: ChatResult) -> None:
+        timing = result.timing
+        self._latencies.request.observe(timing.total)
+        for stage, seconds in (
+            ("encode", timing.encode),
+            ("plan", timing.plan),
+            ("prefill", timing.prefill),
+            ("decode", timing.decode),
+        ):
+            self._latencies.stage.labels(stage).observe(seconds)
+
+    def _count_compute(self, result: ChatResult) -> None:
+        compute, cost, plan = self._compute, result.cost, result.plan
+        compute.flops_dense.inc(cost.dense)
+        compute.flops_executed.inc(cost.executed)
+        compute.flops_router.inc(cost.router)
+        compute.flops_saved.labels("tokens").inc(cost.saved_by_tokens)
+        compute.flops_saved.labels("layers").inc(cost.saved_by_layers)
+        compute.visual_tokens.labels("encoded").inc(plan.num_visual)
+        compute.visual_tokens.labels("kept").inc(plan.num_kept)
+        compute.visual_tokens.labels("dropped").inc(plan.num_visual - plan.num_kept)
+        num_passes = max(result.num_generated, 1)
+        compute.layer_passes.labels("run").inc(num_passes * plan.num_layers_run)
+        compute.layer_passes.labels("skipped").inc(num_passes * len(plan.skipped_layers))
+        compute.budget_limit.observe(result.budget_limit)
+        compute.budget_spent.observe(cost.prefill_ratio)
+
+
+class HttpMetrics:
+    """Counts HTTP answers. `endpoint` is a route template, never a path that a client made up."""
+
+    def __init__(self, instruments: Instruments) -> None:
+        self._traffic = instruments.traffic
+
+    def answered(self, endpoint: str, status: int, *, seconds: float) -> None:
+        label = str(status) if status in STATUSES else OTHER
+        self._traffic.http.labels(endpoint, label).inc()
+        self._traffic.http_seconds.labels(endpoint).observe(seconds)
+
+
+class Snapshot(Protocol):
+    """The part of the engine's status that gauges show."""
+
+    @property
+    def num_running(self) -> int: ...
+    @property
+    def num_waiting(self) -> int: ...
+    @property
+    def kv_bytes_held(self) -> int: ...
+    @property
+    def kv_bytes_limit(self) -> int: ...
+
+
+class EngineGauges(Collector):
+    """Reads the engine's status at every scrape, so no gauge can go stale."""
+
+    def __init__(self, status: Callable[[], Snapshot]) -> None:
+        self._status = status
+
+    def describe(self) -> Iterator[Metric]:
+        yield from _gauges(0, 0, 0.0)
+
+    def collect(self) -> Iterator[Metric]:
+        now = self._status()
+        usage = now.kv_bytes_held / now.kv_bytes_limit if now.kv_bytes_limit else 0.0
+        yield from _gauges(now.num_running, now.num_waiting, usage)
+
+
+def _gauges(num_running: int, num_waiting: int, kv_usage: float) -> Iterator[Metric]:
+    prefix = f"{NAMESPACE}_"
+    yield GaugeMetricFamily(f"{prefix}num_requests_running", NUM_RUNNING_HELP, num_running)
+    yield GaugeMetricFamily(f"{prefix}num_requests_waiting", NUM_WAITING_HELP, num_waiting)
+    yield GaugeMetricFamily(f"{prefix}kv_cache_usage_ratio", KV_USAGE_HELP, kv_usage)
+
+
+def _reason(error: AllrounderError) -> FinishReason:
+    if isinstance(error, RequestCancelled):
+        return FinishReason.CANCELLED
+    if isinstance(error, DeadlineExceeded):
+        return FinishReason.DEADLINE
+    return FinishReason.ERROR

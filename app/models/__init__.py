@@ -1,0 +1,1 @@
+"""A frozen LVLM behind one contract."""

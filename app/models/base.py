@@ -1,0 +1,78 @@
+"""The contract between the engine and a frozen LVLM.
+
+Shapes: R packed rows, P position axes, D width, V visual tokens, H heads, K key heads, E head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from app.core import ImageInput, ModelGeometry, Prompt, TokenGrid
+from app.models.families.base import PromptPositions
+
+Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
+"""(layer_idx, q 1xHxRxE, k 1xKxRxE, v 1xKxRxE, scaling) -> 1xRxHxE, causality included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotation:
+    """Rotary cosines and sines of R packed rows, each 1 x R x E."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def rows(self, index: Tensor) -> Rotation:
+        return Rotation(cos=self.cos[:, index], sin=self.sin[:, index])
+
+
+class TextStream(Protocol):
+    """Incremental detokenisation: ids in, text out once it is certain."""
+
+    def push(self, token_id: int) -> str: ...
+
+
+class Adapter(Protocol):
+    """A loaded LVLM. `geometry`, `grid` and `prompt` may be used from any thread."""
+
+    name: str
+    family: str
+    fingerprint: str
+    geometry: ModelGeometry
+    device: str
+    dtype: str
+    eos_token_ids: frozenset[int]
+    fixed_visual: int | None
+
+    def grid(self, image: ImageInput) -> TokenGrid: ...
+
+    def prompt(self, question: str, grids: Sequence[TokenGrid]) -> Prompt:
+        """One user message, images first, through the model's own chat template."""
+        ...
+
+    def encode(self, images: Sequence[ImageInput]) -> list[Tensor]:
+        """Projected visual tokens, V x D per image; one batch, never pruned."""
+        ...
+
+    def embed(self, token_ids: Sequence[int]) -> Tensor:
+        """Word embeddings, R x D."""
+        ...
+
+    def positions(self, prompt: Prompt, grids: Sequence[TokenGrid]) -> PromptPositions: ...
+
+    def rotate(self, hidden_RD: Tensor, positions_PR: Tensor) -> Rotation: ...
+
+    def layer(
+        self, layer_idx: int, hidden_RD: Tensor, rotation: Rotation, attend: Attend
+    ) -> Tensor:
+        """One decoder layer over packed rows; `attend` owns KV and causality."""
+        ...
+
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """Final norm and output head: R x vocabulary, float32."""
+        ...
+
+    def text_stream(self) -> TextStream: ...

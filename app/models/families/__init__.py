@@ -1,0 +1,31 @@
+"""LVLM families, by the `model_type` of their configuration.
+
+To add a family: one file here with a class that satisfies `Family`, one line in `FAMILIES`, and one
+row in `tests/cases.py` (a tiny random config: dense plan equals the library's own `generate` token
+for token; gather equals mask).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from app.errors import ModelUnsupported
+from app.models.families.base import Family
+
+
+def _llava() -> Family:
+    from app.models.families.llava import Llava
+
+    return Llava()
+
+
+FAMILIES: dict[str, Callable[[], Family]] = {"llava": _llava}
+
+
+def family_of(model_type: str) -> Family:
+    """The family of a transformers `model_type`. Raises ModelUnsupported naming the known ones."""
+    factory = FAMILIES.get(model_type)
+    if factory is None:
+        known = ", ".join(sorted(FAMILIES))
+        raise ModelUnsupported(f"model type {model_type!r} is not supported; supported: {known}")
+    return factory()

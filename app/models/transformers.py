@@ -1,0 +1,155 @@
+"""The generic adapter over transformers' image-text-to-text classes.
+
+Registers one attention callable with the library; each layer call hands it the engine's own
+function, so KV and causality stay with the engine. Knows nothing of plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tokenizers.decoders import DecodeStream
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+
+from app.core import ImageInput, ModelGeometry, Prompt, TokenGrid
+from app.models.base import Attend, Rotation, TextStream
+from app.models.families.base import Family, PromptPositions
+from app.models.prompt import PromptBuilder
+
+ATTENTION_NAME = "allrounder"
+
+
+def _engine_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    attend: Attend,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    return attend(module.layer_idx, query, key, value, scaling), None
+
+
+class _DecodeText:
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+
+    def push(self, token_id: int) -> str:
+        return self._stream.step(self._tokenizer, token_id) or ""
+
+
+class TransformersAdapter:
+    """A frozen model of one family, run layer by layer. Satisfies `app.models.base.Adapter`.
+
+    The model's decoder is switched to the engine's attention; its own `generate` no longer works.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        model: PreTrainedModel,
+        processor: Any,
+        family: Family,
+        fingerprint: str,
+    ) -> None:
+        AttentionInterface.register(ATTENTION_NAME, _engine_attention)
+        self.name = name
+        self.family = family.name
+        self.fingerprint = fingerprint
+        self.device = str(model.device)
+        self.dtype = str(model.dtype).removeprefix("torch.")
+        self._model = model.eval().requires_grad_(False)
+        self._processor = processor
+        self._family = family
+        self._parts = family.parts(model)
+        self._parts.config._attn_implementation = ATTENTION_NAME
+        self._prompts = PromptBuilder(processor, image_token_id=model.config.image_token_id)
+        self.geometry = _geometry(self._parts.config, model, family)
+        self.eos_token_ids = _eos_token_ids(model, processor)
+
+    @property
+    def fixed_visual(self) -> int | None:
+        small, large = self._num_visual(32, 32), self._num_visual(512, 256)
+        return small if small == large else None
+
+    def _num_visual(self, width: int, height: int) -> int:
+        config = self._model.config
+        grid = self._family.grid(config, self._processor, width=width, height=height)
+        return self._family.num_visual(config, grid)
+
+    def grid(self, image: ImageInput) -> TokenGrid:
+        return self._family.grid(
+            self._model.config, self._processor, width=image.width, height=image.height
+        )
+
+    def prompt(self, question: str, grids: Sequence[TokenGrid]) -> Prompt:
+        counts = [self._family.num_visual(self._model.config, grid) for grid in grids]
+        return self._prompts.build(question, counts)
+
+    def encode(self, images: Sequence[ImageInput]) -> list[Tensor]:
+        return self._family.encode(self._model, self._processor, images)
+
+    def embed(self, token_ids: Sequence[int]) -> Tensor:
+        ids = torch.tensor(list(token_ids), device=self._model.device)
+        embedded: Tensor = self._parts.embed(ids)
+        return embedded
+
+    def positions(self, prompt: Prompt, grids: Sequence[TokenGrid]) -> PromptPositions:
+        return self._family.positions(prompt, grids)
+
+    def rotate(self, hidden_RD: Tensor, positions_PR: Tensor) -> Rotation:
+        positions = positions_PR.to(self._model.device)
+        axes = positions if positions.shape[0] == 1 else positions[:, None]
+        cos, sin = self._parts.rotary(hidden_RD[None], axes)
+        return Rotation(cos=cos, sin=sin)
+
+    def layer(
+        self, layer_idx: int, hidden_RD: Tensor, rotation: Rotation, attend: Attend
+    ) -> Tensor:
+        output: Tensor = self._parts.layers[layer_idx](
+            hidden_RD[None],
+            attention_mask=None,
+            position_embeddings=(rotation.cos, rotation.sin),
+            attend=attend,
+        )
+        return output[0]
+
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        logits: Tensor = self._parts.head(self._parts.norm(hidden_RD))
+        return logits.float()
+
+    def text_stream(self) -> TextStream:
+        return _DecodeText(self._processor.tokenizer.backend_tokenizer)
+
+
+def _geometry(config: Any, model: PreTrainedModel, family: Family) -> ModelGeometry:
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return ModelGeometry(
+        num_layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=head_dim,
+        mlp_width=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        max_positions=config.max_position_embeddings,
+        bytes_per_value=model.dtype.itemsize,
+        protected_layers=family.protected_layers(model),
+    )
+
+
+def _eos_token_ids(model: PreTrainedModel, processor: Any) -> frozenset[int]:
+    declared: int | list[int] | None = getattr(model.generation_config, "eos_token_id", None)
+    if declared is None:
+        declared = processor.tokenizer.eos_token_id
+    if declared is None:
+        return frozenset()
+    return frozenset([declared] if isinstance(declared, int) else declared)

@@ -1,0 +1,77 @@
+"""Pruning strategies by name.
+
+To add a strategy: one file here with a frozen dataclass that derives from `Strategy`, one line in
+`STRATEGIES`, and one row in `tests/cases.py` (it runs against every family: keeps order, respects
+the count, is the identity at budget 1, a batch of n equals n singles).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from app.errors import InvalidField
+from app.pruning.base import Strategy
+from app.pruning.compose import Composed
+from app.pruning.fastv import FastV
+from app.pruning.none import NoPruning
+from app.pruning.par import Par, ParLayer, ParToken
+from app.pruning.random import Random
+from app.pruning.shortgpt import ShortGPT
+
+STRATEGIES: dict[str, type[Strategy]] = {
+    strategy.name: strategy
+    for strategy in (NoPruning, Random, FastV, ShortGPT, Par, ParToken, ParLayer)
+}
+
+
+def make_strategy(name: str, options: Mapping[str, Any] | None = None) -> Strategy:
+    """A strategy, or `tokens+layers` composed of two, with its knobs set from `options`.
+
+    Raises:
+        InvalidField: an unknown name (the known ones are listed), a composition whose sides do not
+            prune what they should, or an unknown or wrong option.
+    """
+    names = name.split("+")
+    for part in names:
+        if part not in STRATEGIES:
+            known = ", ".join(sorted(STRATEGIES))
+            raise InvalidField(
+                f"unknown strategy {part!r}; known: {known}, and tokens+layers", param=_FIELD
+            )
+    given = dict(options or {})
+    built = [_build(STRATEGIES[part], given) for part in names]
+    if given:
+        raise InvalidField(
+            f"strategy {name!r} has no option {min(given)!r}", param=f"budget.options.{min(given)}"
+        )
+    return built[0] if len(built) == 1 else _compose(name, built)
+
+
+_FIELD = "budget.strategy"
+
+
+def _build(kind: type[Strategy], given: dict[str, Any]) -> Strategy:
+    own = {key: given.pop(key) for key in list(given) if key in kind.__dataclass_fields__}
+    try:
+        return TypeAdapter(kind).validate_python(own, strict=True)
+    except ValidationError as err:
+        knob = str(err.errors()[0]["loc"][0])
+        raise InvalidField(
+            f"option {knob!r} of {kind.name}: {err.errors()[0]['msg']}",
+            param=f"budget.options.{knob}",
+        ) from err
+
+
+def _compose(name: str, built: list[Strategy]) -> Strategy:
+    if len(built) != 2 or not built[0].prunes_tokens or not built[1].prunes_layers:
+        raise InvalidField(
+            f"{name!r} must be a token strategy + a layer strategy, as in fastv+shortgpt",
+            param=_FIELD,
+        )
+    return Composed(left=built[0], right=built[1])
+
+
+__all__ = ["STRATEGIES", "Strategy", "make_strategy"]

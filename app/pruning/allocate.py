@@ -1,0 +1,206 @@
+"""Budget -> how many tokens to keep and how many layers to skip, proved by `cost` before use.
+
+Every allocation is a bound: a plan whose kept tokens and skipped layers are still open, costed as
+if the cheapest candidate layers were skipped. Whatever the strategy then chooses costs no more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from app.budget import Counts, FlopsShare
+from app.core import BudgetRequest, Cost, ModelGeometry, Plan, PromptShape, Selection
+from app.cost import cost_of
+from app.errors import BudgetTooSmall
+from app.pruning.base import Context, Strategy, probe_flops, refuse
+from app.pruning.compose import label, needs_router
+from app.pruning.frontier import Frontier, Split
+
+RouterFlops = Callable[[PromptShape], int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Allocation:
+    """A bound plan: `plan.selections` without kept rows, and which layers may be skipped.
+
+    Attributes:
+        limit: the share of dense prefill FLOPs that the final plan may spend.
+        allowed: layers the strategy may choose among; it skips `num_skipped` of them.
+    """
+
+    plan: Plan
+    limit: float
+    allowed: tuple[int, ...]
+    num_skipped: int
+
+
+class Allocator:
+    """Splits budgets for one prompt shape and one strategy; pure arithmetic."""
+
+    def __init__(
+        self,
+        *,
+        context: Context,
+        strategy: Strategy,
+        shape: PromptShape,
+        frontier: Frontier,
+        router_flops: RouterFlops,
+        min_tokens: int = 1,
+    ) -> None:
+        self._geometry: ModelGeometry = context.geometry
+        self._strategy = strategy
+        self._shape = shape
+        self._frontier = frontier
+        self._floor = max(1, min(min_tokens, shape.num_visual))
+        self._num_layers = context.geometry.num_layers
+        tokens = strategy.token_part
+        self._selection_layer = tokens.selection_layer() if tokens else 0
+        self._allowed = tuple(
+            idx
+            for idx in strategy.candidates(context)
+            if idx >= self._selection_layer and idx not in context.geometry.protected_layers
+        )
+        probes = tokens.probes() if tokens else ()
+        self._probe_flops = probe_flops(self._geometry, shape, probes, num_rows=shape.num_rows)
+        self._router_flops = router_flops(shape) if needs_router(strategy) else 0
+
+    def allocate(self, request: BudgetRequest) -> Allocation:
+        """Resolve a budget form. Raises InvalidField or BudgetTooSmall naming the field."""
+        form = request.form
+        if isinstance(form, FlopsShare):
+            return self._by_share(form)
+        return self._by_counts(form)
+
+    def smallest_share(self) -> float:
+        """The share that the smallest legal plan costs."""
+        skips = len(self._allowed) if self._splits else 0
+        return self._cost(self._floor_tokens, skips).prefill_ratio
+
+    @property
+    def _floor_tokens(self) -> int:
+        return self._floor if self._strategy.token_part else self._shape.num_visual
+
+    @property
+    def _splits(self) -> bool:
+        return self._strategy.layer_part is not None and self._strategy.splits_numbers
+
+    def _by_share(self, form: FlopsShare) -> Allocation:
+        if form.share >= 1:
+            return self._dense(limit=1.0)
+        options = list(self._options(form))
+        if not options:
+            smallest = math.ceil(self.smallest_share() * 1e4) / 1e4
+            raise BudgetTooSmall(
+                f"budget {form.share:g} is too small for this prompt with strategy "
+                f"{label(self._strategy)!r}; the smallest possible is {smallest:g}",
+                param="budget",
+            )
+        tokens, skips = min(options, key=lambda option: self._loss(option, form.share))
+        return self._bound(tokens, skips, limit=form.share)
+
+    def _options(self, form: FlopsShare) -> Iterator[tuple[int, int]]:
+        """For each layer count on offer, the most tokens that fit."""
+        for skips in self._skip_counts():
+            fits = self._most_tokens(form, skips)
+            if fits is not None:
+                yield fits, skips
+
+    def _skip_counts(self) -> list[int]:
+        """Few distinct counts, so that requests decode together: sixteenths of the depth."""
+        if not self._splits:
+            return [0]
+        step = max(1, self._num_layers // 16)
+        counts = list(range(0, len(self._allowed) + 1, step))
+        return counts if counts[-1] == len(self._allowed) else [*counts, len(self._allowed)]
+
+    def _most_tokens(self, form: FlopsShare, skips: int) -> int | None:
+        low, high = self._floor_tokens, self._shape.num_visual
+        if not form.allows(self._cost(low, skips)):
+            return None
+        while low < high:
+            middle = (low + high + 1) // 2
+            if form.allows(self._cost(middle, skips)):
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def _loss(self, option: tuple[int, int], share: float) -> tuple[float, int]:
+        tokens, skips = option
+        split = Split(
+            token_ratio=tokens / max(self._shape.num_visual, 1),
+            skip_ratio=skips / self._num_layers,
+        )
+        return self._frontier.loss(split, share), skips
+
+    def _by_counts(self, form: Counts) -> Allocation:
+        tokens, skips = self._checked_tokens(form), self._checked_skips(form)
+        cost = self._cost(tokens, skips)
+        if cost.saved <= 0:
+            return self._dense(limit=1.0)
+        return self._bound(tokens, skips, limit=cost.prefill_ratio)
+
+    def _checked_tokens(self, form: Counts) -> int:
+        total = self._shape.num_visual
+        if form.tokens is None or form.tokens >= total:
+            return total
+        if self._strategy.token_part is None:
+            raise refuse("tokens", f"strategy {label(self._strategy)!r} drops no visual tokens")
+        if form.tokens < self._floor:
+            raise BudgetTooSmall(
+                f"tokens must be at least {self._floor}, got {form.tokens}", param="budget.tokens"
+            )
+        return form.tokens
+
+    def _checked_skips(self, form: Counts) -> int:
+        if form.layers is None or form.layers == self._num_layers:
+            return 0
+        if form.layers > self._num_layers:
+            raise refuse("layers", f"the model has {self._num_layers} layers, got {form.layers}")
+        if self._strategy.layer_part is None:
+            raise refuse("layers", f"strategy {label(self._strategy)!r} skips no layers")
+        smallest = self._num_layers - len(self._allowed)
+        if form.layers < smallest:
+            raise BudgetTooSmall(
+                f"layers must be at least {smallest} with strategy {label(self._strategy)!r}, "
+                f"got {form.layers}",
+                param="budget.layers",
+            )
+        return self._num_layers - form.layers
+
+    def _dense(self, *, limit: float) -> Allocation:
+        plan = Plan.dense(num_layers=self._num_layers, num_visual=self._shape.num_visual)
+        return Allocation(plan=plan, limit=limit, allowed=(), num_skipped=0)
+
+    def _bound(self, tokens: int, skips: int, *, limit: float) -> Allocation:
+        plan = self._plan(tokens, skips)
+        return Allocation(plan=plan, limit=limit, allowed=self._allowed, num_skipped=skips)
+
+    def _plan(self, tokens: int, skips: int) -> Plan:
+        skipped = set(self._allowed[len(self._allowed) - skips :])
+        selections: tuple[Selection, ...] = ()
+        if tokens < self._shape.num_visual:
+            selections = (Selection(layer_idx=self._selection_layer, count=tokens),)
+        choice = (self._probe_flops if selections else 0) + (
+            self._router_flops if selections or skips else 0
+        )
+        return Plan(
+            strategy=label(self._strategy),
+            num_visual=self._shape.num_visual,
+            runs=tuple(idx not in skipped for idx in range(self._num_layers)),
+            selections=selections,
+            choice_flops=choice,
+        )
+
+    def _cost(self, tokens: int, skips: int) -> Cost:
+        return cost_of(self._geometry, self._shape, self._plan(tokens, skips))
+
+
+def settle(plan: Plan, *, skipped: tuple[int, ...], kept: tuple[int, ...] | None) -> Plan:
+    """The bound plan with the strategy's choices filled in."""
+    runs = tuple(idx not in skipped for idx in range(len(plan.runs)))
+    if kept is None or not plan.selections:
+        return replace(plan, runs=runs)
+    return replace(plan, runs=runs, selections=(replace(plan.selections[-1], kept=kept),))

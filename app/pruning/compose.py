@@ -1,0 +1,61 @@
+"""`tokens+layers`: one strategy chooses the tokens, another the layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from app.pruning.base import Context, Probe, Strategy, View
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composed(Strategy):
+    """`left+right`: tokens by `left`, layers by `right`."""
+
+    left: Strategy
+    right: Strategy
+
+    @property
+    def label(self) -> str:
+        return f"{self.left.name}+{self.right.name}"
+
+    @property
+    def token_part(self) -> Strategy | None:
+        return self.left
+
+    @property
+    def layer_part(self) -> Strategy | None:
+        return self.right
+
+    def selection_layer(self) -> int:
+        return self.left.selection_layer()
+
+    def probes(self) -> tuple[Probe, ...]:
+        return self.left.probes()
+
+    def candidates(self, context: Context) -> tuple[int, ...]:
+        return self.right.candidates(context)
+
+    def check(self, context: Context) -> None:
+        self.left.check(context)
+        self.right.check(context)
+
+    def select(self, view: View, count: int) -> Tensor:
+        return self.left.select(view, count)
+
+    def skip(self, view: View, allowed: tuple[int, ...], count: int) -> tuple[int, ...]:
+        return self.right.skip(view, allowed, count)
+
+    def knobs(self) -> dict[str, Any]:
+        return {**self.left.knobs(), **self.right.knobs()}
+
+
+def needs_router(strategy: Strategy) -> bool:
+    parts = (strategy.token_part, strategy.layer_part)
+    return any(part is not None and part.needs_router for part in parts)
+
+
+def label(strategy: Strategy) -> str:
+    return strategy.label if isinstance(strategy, Composed) else strategy.name

@@ -1,0 +1,1 @@
+"""The meta-router: the network, and the folder its weights lie in."""

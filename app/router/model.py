@@ -1,0 +1,159 @@
+"""The meta-router: one transformer block that scores visual tokens and layers together.
+
+Shapes: B requests, V visual tokens, Q question rows, N layer candidates, D decoder width,
+W router width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+_MLP_RATIO = 4
+_ROPE_THETA = 10_000.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RouterConfig:
+    """Shape of a meta-router.
+
+    Attributes:
+        model_width: D of the decoder it serves.
+        candidates: decoder layers that it scores, ascending (PAR: the last half of the stack).
+        width: W. The default scales with D and makes 39 M parameters at D = 4096.
+        attention: `full` lets every element read all others (PAR section 4.1); `causal` is what
+            the published code does.
+    """
+
+    model_width: int
+    candidates: tuple[int, ...]
+    width: int
+    num_heads: int
+    attention: Literal["full", "causal"] = "full"
+
+    @classmethod
+    def for_model(
+        cls, *, model_width: int, num_layers: int, first_candidate: int | None = None
+    ) -> RouterConfig:
+        first = num_layers // 2 if first_candidate is None else first_candidate
+        width = max(64, 3 * model_width // 8 // 64 * 64)
+        return cls(
+            model_width=model_width,
+            candidates=tuple(range(first, num_layers)),
+            width=width,
+            num_heads=max(4, width // 128),
+        )
+
+
+def router_flops(config: RouterConfig, *, num_visual: int, num_question: int) -> int:
+    """FLOPs of one forward pass, 2 per multiply-add."""
+    wide, narrow = config.model_width, config.width
+    rows = num_visual + num_question + len(config.candidates)
+    scored = num_visual + len(config.candidates)
+    projection = 2 * (num_visual + num_question) * wide * narrow
+    block = 2 * rows * (4 + 2 * _MLP_RATIO) * narrow**2 + 4 * rows**2 * narrow
+    heads = 2 * scored * (narrow**2 + narrow)
+    return projection + block + heads
+
+
+class MetaRouter(nn.Module):
+    """PAR's router (seed paper, section 4.1): [visual; question; layer embeddings] -> logits.
+
+    Sigmoid of a logit is the probability of keeping that token or layer. One training serves any
+    number of kept tokens and skipped layers: only the order of the logits matters.
+    """
+
+    def __init__(self, config: RouterConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.config = config
+        self.project = nn.Linear(config.model_width, width, bias=False)
+        self.input_norm = nn.LayerNorm(width)
+        self.types = nn.Parameter(torch.randn(3, width) * 0.02)
+        self.layers = nn.Parameter(torch.randn(len(config.candidates), width) * 0.02)
+        self.attention_norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.mix = nn.Linear(width, width, bias=False)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, _MLP_RATIO * width)
+        self.contract = nn.Linear(_MLP_RATIO * width, width)
+        self.output_norm = nn.LayerNorm(width)
+        self.token_head = _head(width)
+        self.layer_head = _head(width)
+
+    def forward(
+        self, visual_BVD: Tensor, question_BQD: Tensor, question_mask_BQ: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of tokens (B x V) and of candidate layers (B x N).
+
+        Args:
+            question_mask_BQ: True where a question row is real; None when all are.
+        """
+        num_visual, num_layers = visual_BVD.shape[1], len(self.config.candidates)
+        rows = self._embed(visual_BVD, question_BQD)
+        mask = self._mask(rows, visual_BVD, question_mask_BQ)
+        rows = rows + self._attend(self.attention_norm(rows), mask)
+        rows = rows + self.contract(nn.functional.gelu(self.expand(self.mlp_norm(rows))))
+        rows = self.output_norm(rows)
+        tokens: Tensor = self.token_head(rows[:, :num_visual])[..., 0]
+        layers: Tensor = self.layer_head(rows[:, -num_layers:])[..., 0]
+        return tokens, layers
+
+    def _embed(self, visual_BVD: Tensor, question_BQD: Tensor) -> Tensor:
+        batch = visual_BVD.shape[0]
+        layers = self.layers.expand(batch, -1, -1)
+        visual, question = self.project(visual_BVD), self.project(question_BQD)
+        pieces = (visual, question, layers)
+        typed = [self.input_norm(piece) + kind for piece, kind in zip(pieces, self.types, strict=True)]
+        return torch.cat(typed, dim=1)
+
+    def _attend(self, rows_BRW: Tensor, mask: Tensor | None) -> Tensor:
+        batch, num_rows, width = rows_BRW.shape
+        heads = self.qkv(rows_BRW).view(batch, num_rows, 3, self.config.num_heads, -1)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        cos, sin = _rotation(num_rows, query.shape[-1], like=query)
+        mixed = scaled_dot_product_attention(
+            _rotate(query, cos, sin),
+            _rotate(key, cos, sin),
+            value,
+            attn_mask=mask,
+            is_causal=mask is None and self.config.attention == "causal",
+        )
+        output: Tensor = self.mix(mixed.transpose(1, 2).reshape(batch, num_rows, width))
+        return output
+
+    def _mask(
+        self, rows_BRW: Tensor, visual_BVD: Tensor, question_mask_BQ: Tensor | None
+    ) -> Tensor | None:
+        if question_mask_BQ is None:
+            return None
+        batch, num_rows, _ = rows_BRW.shape
+        visible = torch.ones(batch, num_rows, dtype=torch.bool, device=rows_BRW.device)
+        start = visual_BVD.shape[1]
+        visible[:, start : start + question_mask_BQ.shape[1]] = question_mask_BQ
+        mask = visible[:, None, None]
+        if self.config.attention == "causal":
+            mask = mask & torch.ones(num_rows, num_rows, dtype=torch.bool, device=mask.device).tril()
+        return mask
+
+
+def _head(width: int) -> nn.Sequential:
+    head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
+    nn.init.zeros_(head[2].weight)
+    nn.init.zeros_(head[2].bias)
+    return head
+
+
+def _rotation(num_rows: int, head_size: int, *, like: Tensor) -> tuple[Tensor, Tensor]:
+    frequency = _ROPE_THETA ** (-torch.arange(0, head_size, 2, device=like.device) / head_size)
+    angle = torch.arange(num_rows, device=like.device)[:, None] * frequency
+    return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+
+
+def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = heads.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

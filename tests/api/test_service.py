@@ -1,0 +1,151 @@
+"""Models, probes, keys, request ids, headers and the page: all but chat itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from app.api.auth import KeyRing
+from app.engine.base import EngineState
+from app.engine.fake import FakeRunner
+from tests.api.calls import QUESTION, chat_body, problem
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_the_model_list_says_what_the_engine_can_do(serve):
+    async with serve() as served:
+        listed = (await served.client.get("/v1/models")).json()
+    (model,) = listed["data"]
+    assert listed["object"] == "list"
+    assert (model["id"], model["object"]) == ("fake", "model")
+    assert model["geometry"]["layers"] == 4
+    assert [each["name"] for each in model["strategies"]] == ["none", "fake"]
+    assert 0 < model["smallest_budget"] < 1
+
+
+async def test_a_loading_server_is_alive_but_not_ready(serve):
+    async with serve() as served:
+        served.engine.state = EngineState.LOADING
+        assert (await served.client.get("/livez")).json() == {"status": "ok"}
+        assert (await served.client.get("/health")).status_code == 200
+        for method, path in [("GET", "/readyz"), ("GET", "/v1/models"), ("POST", "/v1/chat")]:
+            response = await served.client.request(method, path)
+            problem(response, 503, "loading")
+            assert response.headers["retry-after"] == "5"
+        assert (await served.client.get("/metrics")).status_code == 200
+        served.engine.state = EngineState.READY
+        assert (await served.client.get("/readyz")).json() == {"status": "ok"}
+
+
+async def test_a_model_that_does_not_load_is_a_dead_engine(serve, caplog):
+    def fail():
+        raise RuntimeError("no weights")
+
+    async with serve(load=fail) as served:
+        problem(await served.client.get("/readyz"), 503, "engine_dead")
+        problem(await served.client.get("/livez"), 503, "engine_dead")
+    assert "could not be started" in caplog.text
+
+
+async def test_draining_refuses_the_new_and_finishes_the_old(serve):
+    async with serve(FakeRunner(step_seconds=0.02)) as served:
+        old = asyncio.create_task(served.client.post("/v1/chat", json=chat_body()))
+        await served.until(lambda: served.engine.num_running == 1)
+        stopping = asyncio.create_task(served.engine.stop(5))
+        await asyncio.sleep(0)
+        problem(await served.client.get("/readyz"), 503, "draining")
+        problem(await served.client.post("/v1/chat", json=chat_body()), 503, "draining")
+        assert (await served.client.get("/livez")).status_code == 200
+        assert (await old).json()["answer"] == QUESTION
+        await stopping
+
+
+async def test_keys_guard_v1_and_nothing_else(serve):
+    async with serve(api_keys="alpha, beta") as served:
+        for headers in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": "alpha"},
+            {"Authorization": "Basic alpha"},
+            {"Authorization": "Bearer"},
+            {"Authorization": b"Bearer alph\xe4"},
+            [("Authorization", "Bearer alpha"), ("Authorization", "Bearer alpha")],
+        ):
+            for method, path in (("POST", "/v1/chat"), ("POST", "/v1/plan"), ("GET", "/v1/models")):
+                response = await served.client.request(method, path, headers=headers)
+                problem(response, 401, "invalid_api_key")
+                assert response.headers["www-authenticate"] == "Bearer"
+        for key in ("alpha", "beta"):
+            headers = {"Authorization": f"Bearer {key}"}
+            response = await served.client.post("/v1/chat", json=chat_body(), headers=headers)
+            assert response.status_code == 200
+        for path in ("/livez", "/health", "/readyz", "/metrics", "/", "/openapi.json"):
+            assert (await served.client.get(path)).status_code == 200
+        tenants = [stream.request.tenant for stream in served.engine.streams]
+        assert len(set(tenants)) == 2
+        assert not any("alpha" in tenant or "beta" in tenant for tenant in tenants)
+
+
+async def test_without_keys_everybody_is_the_public_tenant(serve):
+    async with serve() as served:
+        headers = {"Authorization": "Bearer whatever"}
+        await served.client.post("/v1/chat", json=chat_body(), headers=headers)
+        assert served.engine.streams[0].request.tenant == "public"
+
+
+def test_a_key_ring_does_not_show_its_keys():
+    assert "alpha" not in repr(vars(KeyRing(["alpha"])))
+
+
+@pytest.mark.parametrize(
+    ("given", "echoed"),
+    [("abc-123", "abc-123"), ("a b\"<c>'", "abc"), ("x" * 500, "x" * 128)],
+)
+async def test_a_request_id_is_cleaned_and_echoed(serve, given, echoed):
+    async with serve() as served:
+        response = await served.client.get("/livez", headers={"X-Request-Id": given})
+    assert response.headers["x-request-id"] == echoed
+
+
+async def test_every_answer_has_an_id_and_forbids_sniffing(serve):
+    async with serve() as served:
+        for path in ("/", "/livez", "/v1/models", "/nothing", "/metrics", "/docs"):
+            response = await served.client.get(path)
+            assert response.headers["x-content-type-options"] == "nosniff"
+            assert response.headers["x-request-id"].startswith("req-")
+        streamed = await served.client.post("/v1/chat", json=chat_body(stream=True))
+        assert streamed.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_the_page_names_the_endpoints_and_loads_nothing_from_outside(serve):
+    async with serve() as served:
+        response = await served.client.get("/")
+    assert response.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+    for name in ("/v1/chat", "/v1/plan", "/v1/models", "/docs", "/metrics"):
+        assert name in response.text
+    assert "https://" not in response.text
+
+
+async def test_each_request_is_logged_once_without_its_content(serve, caplog):
+    caplog.set_level(logging.INFO)
+    async with serve() as served:
+        caplog.clear()
+        await served.client.post("/v1/chat?key=hidden", json=chat_body(question="my secret"))
+    (record,) = [each for each in caplog.records if each.name == "app.access"]
+    assert (record.endpoint, record.status, record.method) == ("/v1/chat", 200, "POST")
+    logged = json.dumps([vars(each) for each in caplog.records if each.name[:3] == "app"])
+    assert "secret" not in logged
+    assert "hidden" not in logged
+
+
+@pytest.mark.parametrize("module", ["app.main", "app.api.endpoints", "app.intake.images"])
+def test_importing_the_service_does_not_load_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,86 @@
+"""What every test gets: a clean environment, fixed seeds, no hub, a GPU only if there is one."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).parent.parent
+MAX_TORCH_THREADS = 2
+
+# Read by libraries when they are first imported, so before any test module is.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    MPLBACKEND="Agg",
+)
+
+settings.register_profile("short", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile("long", deadline=None, max_examples=2000, print_blob=True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long", action="store_true", help="the long form of load, chaos and fuzz tests"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("long" if config.getoption("--long") else "short")
+    for name in _service_variables():
+        del os.environ[name]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    needy = [item for item in items if item.get_closest_marker("gpu")]
+    if needy and not _cuda_is_available():
+        items[:] = [item for item in items if item not in needy]
+        config.hook.pytest_deselected(items=needy)
+
+
+def _cuda_is_available() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _service_variables() -> list[str]:
+    return [name for name in os.environ if name.startswith("ALLROUNDER_") or name == "REDIS_URL"]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the caller's shell, or of an earlier test, reaches a test."""
+    for name in _service_variables():
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+        if torch.get_num_threads() > MAX_TORCH_THREADS:
+            torch.set_num_threads(MAX_TORCH_THREADS)
+
+
+@pytest.fixture(scope="session")
+def long_form(pytestconfig: pytest.Config) -> bool:
+    """Whether `make test-long` asked for the long form of load, chaos and fuzz tests."""
+    return bool(pytestconfig.getoption("--long"))
+
+
+@pytest.fixture(scope="session")
+def demo_weights() -> Path:
+    """The embedded model as a plain transformers folder."""
+    folder = ROOT / "app" / "demo" / "weights"
+    assert (folder / "config.json").is_file(), f"{folder} holds no model: allrounder train demo"
+    return folder

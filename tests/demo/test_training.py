@@ -1,0 +1,105 @@
+"""The packed forward equals transformers' own, and a stopped training goes on where it stopped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from app.demo.checkpoint import load_checkpoint
+from app.demo.decoder import PackedDecoder
+from app.demo.decoder_training import DecoderOptions
+from app.demo.lessons import Plan
+from app.demo.model import build_model
+from app.demo.muon import orthogonalise
+from app.demo.packing import pack
+from app.demo.questions import ask_questions
+from app.demo.scenes import NUM_PATCHES, Split, draw_scene, object_patches, scene_rng
+from app.demo.tokens import prefix_ids, tokenise, train_tokenizer
+from app.demo.train import DemoTrainingOptions, train
+from app.demo.vision import VisionOptions
+
+
+def tiny_options(folder: Path, num_steps: int) -> DemoTrainingOptions:
+    return DemoTrainingOptions(
+        output=folder / "weights",
+        work=folder / "work",
+        num_scenes=24,
+        num_threads=1,
+        evaluation_scenes=2,
+        vision=VisionOptions(num_steps=1, batch_size=2, num_held_back=4),
+        decoder=DecoderOptions(
+            num_steps=num_steps, checkpoint_steps=1, evaluate_steps=100
+        ),
+        plan=Plan(batch_size=2, max_blocks=1),
+    )
+
+
+def test_packed_questions_get_the_logits_that_transformers_gives_them_alone() -> None:
+    tokenizer = train_tokenizer(0, num_scenes=60)
+    torch.manual_seed(0)
+    model = build_model(vocab_size=len(tokenizer), pad_id=0, bos_id=1, eos_id=2, image_id=3)
+    scene = draw_scene(scene_rng(Split.TEST, 4, 0))
+    packed = pack([tokenise(tokenizer, ask_questions(scene, Random(0)))], [object_patches(scene)])
+    prefix, visual = prefix_ids(tokenizer), torch.randn(1, NUM_PATCHES, 128) * 0.3
+    decoder = PackedDecoder(model, prefix)
+    with torch.no_grad():
+        states = decoder(visual, torch.arange(NUM_PATCHES)[None], packed, num_visual=NUM_PATCHES)
+        logits = decoder.logits(states, packed)
+        embed = model.model.language_model.embed_tokens
+        for index, item in enumerate(packed.questions):
+            parts = (
+                embed(torch.tensor(prefix)),
+                visual[0],
+                embed(torch.tensor(item.prompt + item.answer)),
+            )
+            hidden = model.model.language_model(inputs_embeds=torch.cat(parts)[None])
+            start = len(prefix) + NUM_PATCHES + len(item.prompt) - 1
+            alone = model.lm_head(hidden.last_hidden_state[0, start:-1])
+            torch.testing.assert_close(
+                logits[packed.target_question == index], alone, atol=1e-4, rtol=1e-4
+            )
+
+
+def test_a_stopped_training_resumes_and_ends_with_the_same_weights(tmp_path: Path) -> None:
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    train(tiny_options(straight, 2))
+    options = tiny_options(stopped, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "app.demo.decoder_training.DecoderTraining._train_step", fail_at_second_step()
+        )
+        with pytest.raises(KeyboardInterrupt):
+            train(options)
+    state = load_checkpoint(stopped / "work" / "decoder.pt")
+    assert state is not None and state["step"] == 1
+    train(replace(options, num_threads=1))
+    a, b = (
+        LlavaForConditionalGeneration.from_pretrained(folder / "weights").state_dict()
+        for folder in (straight, stopped)
+    )
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert AutoProcessor.from_pretrained(stopped / "weights").tokenizer.eos_token == "</s>"
+
+
+def fail_at_second_step():  # type: ignore[no-untyped-def]
+    from app.demo.decoder_training import DecoderTraining
+
+    original = DecoderTraining._train_step
+
+    def step(self: DecoderTraining) -> object:
+        if self.step == 1:
+            raise KeyboardInterrupt
+        return original(self)
+
+    return step
+
+
+def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(3, 40, 24)))
+    assert values.min() > 0.5 and values.max() < 1.4

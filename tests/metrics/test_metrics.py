@@ -1,0 +1,152 @@
+"""Metric names and labels are committed; events move what they should."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from app.core import ChatRequest, FinishReason, Timing
+from app.engine.base import EngineState, EngineStatus
+from app.engine.fake import FakeRunner
+from app.errors import DeadlineExceeded, InternalError, NotFound, QueueFull, RequestCancelled
+from app.intake.budgets import parse_budget
+from app.intake.images import decode_image
+from app.metrics.definitions import build_instruments
+from app.metrics.exposition import render
+from app.metrics.stages import EngineGauges, EngineMetrics, HttpMetrics
+from tests.intake.pictures import red
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "metrics.txt"
+STATUS = EngineStatus(
+    state=EngineState.READY,
+    num_running=2,
+    num_waiting=3,
+    kv_bytes_held=25,
+    kv_bytes_limit=100,
+    num_steps=0,
+)
+
+
+def status():
+    return STATUS
+
+
+class Measured:
+    def __init__(self):
+        self.instruments = build_instruments()
+        self.instruments.registry.register(EngineGauges(status))
+        self.engine = EngineMetrics(self.instruments)
+        self.http = HttpMetrics(self.instruments)
+
+    def value(self, name, **labels):
+        return self.instruments.registry.get_sample_value(f"allrounder_{name}", labels)
+
+
+@pytest.fixture
+def measured():
+    return Measured()
+
+
+def finished(**fields):
+    """A request and its result, made by the fake runner."""
+    request = ChatRequest(
+        id="x",
+        images=(decode_image(red()),),
+        question="a b c",
+        budget=parse_budget({"tokens": 4, "layers": 3}),
+        **fields,
+    )
+    runner = FakeRunner()
+    (running,) = runner.begin([runner.prepare(request)])
+    while True:
+        (outcome,) = runner.step([running])
+        if outcome.result is not None:
+            timing = Timing(encode=0.1, plan=0.2, prefill=0.3, decode=0.4, total=1.0)
+            return request, replace(outcome.result, timing=timing)
+
+
+def test_names_types_and_labels_are_the_committed_ones(measured):
+    measured.http.answered("/livez", 200, seconds=0.1)
+    lines = []
+    for metric in measured.instruments.registry.collect():
+        labels = {key for sample in metric.samples for key in sample.labels} - {"le"}
+        name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+        lines.append(" ".join([name, metric.type, *sorted(labels)]))
+    text = "\n".join(sorted(lines)) + "\n"
+    if os.environ.get("UPDATE_GOLDENS"):
+        GOLDEN.write_text(text)
+    assert text == GOLDEN.read_text()
+
+
+def test_a_finished_request_moves_tokens_flops_and_layers(measured):
+    request, result = finished()
+    measured.engine.finished(request, result)
+    cost = result.cost
+    assert measured.value("request_success_total", reason="stop") == 1
+    assert measured.value("prompt_tokens_total") == result.shape.num_text + 4
+    assert measured.value("generation_tokens_total") == 3
+    assert measured.value("visual_tokens_total", state="encoded") == 16
+    assert measured.value("visual_tokens_total", state="dropped") == 12
+    assert measured.value("decoder_layer_passes_total", state="run") == 9
+    assert measured.value("decoder_layer_passes_total", state="skipped") == 3
+    assert measured.value("flops_dense_total") == cost.dense
+    saved = [measured.value("flops_saved_total", source=source) for source in ("tokens", "layers")]
+    assert sum(saved) - measured.value("flops_router_total") == cost.saved
+    assert measured.value("flops_executed_total") == cost.dense - cost.saved
+    assert measured.value("stage_seconds_sum", stage="decode") == 0.4
+    assert measured.value("request_budget_spent_ratio_sum") == cost.prefill_ratio
+
+
+def test_a_plan_without_generation_counts_as_no_request(measured):
+    request, result = finished(plan_only=True)
+    measured.engine.admitted(request, queue_seconds=1)
+    measured.engine.finished(request, result)
+    measured.engine.failed(request, InternalError("x"))
+    assert measured.value("flops_dense_total") == 0
+    assert measured.value("request_queue_time_seconds_count") == 0
+    assert sum(measured.value("request_success_total", reason=each) for each in FinishReason) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RequestCancelled("x"), "cancelled"),
+        (DeadlineExceeded("x"), "deadline"),
+        (InternalError("x"), "error"),
+    ],
+)
+def test_a_failed_request_ends_for_a_reason_of_the_closed_set(measured, error, reason):
+    request, _ = finished()
+    measured.engine.failed(request, error)
+    assert measured.value("request_success_total", reason=reason) == 1
+
+
+def test_refusals_are_counted_by_code_and_unknown_ones_together(measured):
+    measured.engine.rejected(QueueFull("x"))
+    measured.engine.rejected(NotFound("x"))
+    assert measured.value("admission_rejections_total", reason="queue_full") == 1
+    assert measured.value("admission_rejections_total", reason="other") == 1
+
+
+def test_gauges_are_read_from_the_engine_at_every_scrape(measured):
+    assert measured.value("num_requests_running") == 2
+    assert measured.value("num_requests_waiting") == 3
+    assert measured.value("kv_cache_usage_ratio") == 0.25
+
+
+def test_two_services_in_one_process_do_not_share_counters(measured):
+    measured.engine.rejected(QueueFull("x"))
+    assert Measured().value("admission_rejections_total", reason="queue_full") == 0
+
+
+def test_help_says_that_the_dense_figure_is_counterfactual(measured):
+    body, content_type = render(measured.instruments.registry, "")
+    (line,) = [
+        each for each in body.decode().splitlines() if "HELP allrounder_flops_dense_total" in each
+    ]
+    assert "analytic and counterfactual" in line
+    assert content_type.startswith("text/plain")
+    assert "_created" not in body.decode()

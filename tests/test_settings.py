@@ -1,0 +1,78 @@
+"""Settings: from the environment, frozen, and strict."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from app.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("ALLROUNDER_") or name in ("PORT", "REDIS_URL"):
+            monkeypatch.delenv(name)
+
+
+def test_the_defaults_serve_the_demo_model_on_this_machine():
+    settings = Settings()
+    assert (settings.model, settings.host, settings.port) == ("demo", "127.0.0.1", 8000)
+    assert settings.default_budget == 1
+    assert settings.api_keys == ()
+    assert settings.redis_url is None
+
+
+def test_the_environment_sets_them(monkeypatch):
+    monkeypatch.setenv("ALLROUNDER_DEFAULT_BUDGET", "0.5")
+    monkeypatch.setenv("ALLROUNDER_API_KEYS", " a, ,b ")
+    monkeypatch.setenv("REDIS_URL", "redis://u:secret@h/0")
+    monkeypatch.setenv("PORT", "9000")
+    settings = Settings()
+    assert settings.default_budget == 0.5
+    assert [key.get_secret_value() for key in settings.api_keys] == ["a", "b"]
+    assert settings.redis_url.get_secret_value() == "redis://u:secret@h/0"
+    assert settings.port == 9000
+    assert "secret" not in repr(settings)
+
+
+def test_our_own_names_win_over_the_aliases_and_arguments_over_both(monkeypatch):
+    monkeypatch.setenv("PORT", "9000")
+    monkeypatch.setenv("ALLROUNDER_PORT", "9001")
+    assert Settings().port == 9001
+    assert Settings(port=9002).port == 9002
+
+
+def test_an_empty_variable_is_no_setting(monkeypatch):
+    monkeypatch.setenv("ALLROUNDER_PORT", "")
+    assert Settings().port == 8000
+
+
+def test_the_service_link_of_kubernetes_is_not_a_port(monkeypatch):
+    monkeypatch.setenv("ALLROUNDER_PORT", "tcp://10.0.0.1:8000")
+    assert Settings().port == 8000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"default_budget": 0},
+        {"default_budget": "nan"},
+        {"max_queue": 0},
+        {"port": 70_000},
+        {"dtype": "int3"},
+        {"log_level": "loud"},
+        {"colour": "red"},
+    ],
+)
+def test_wrong_settings_are_refused(fields):
+    with pytest.raises(ValidationError):
+        Settings(**fields)
+
+
+def test_settings_are_frozen_and_every_field_explains_itself():
+    with pytest.raises(ValidationError):
+        Settings().model = "other"
+    assert all(field.description for field in Settings.model_fields.values())
