@@ -26,7 +26,7 @@ from starlette.responses import Response
 from app import logs
 from app.api.auth import KeyRing
 from app.api.deps import Services
-from app.api.endpoints import all_endpoints
+from app.api.endpoints import ENDPOINTS
 from app.api.middleware import RequestContext
 from app.api.problems import to_response
 from app.engine.base import EngineFacade, EngineState, Observer
@@ -110,7 +110,7 @@ def _wire(app: FastAPI, http_metrics: HttpMetrics) -> None:
 
     for kind in PROBLEMS:
         app.add_exception_handler(kind, answer_problem)
-    for api in all_endpoints():
+    for api in ENDPOINTS:
         app.include_router(api)
     app.add_middleware(RequestContext, metrics=http_metrics)
 

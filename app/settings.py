@@ -26,70 +26,89 @@ class Settings(BaseSettings):
     )
 
     model: str = Field(
-        "demo",
+        default="demo",
         min_length=1,
         description="The word demo, a local transformers folder, a hub id, or random:<shape>.",
     )
     router_dir: Path = Field(
-        Path("router_weights"), description="Folder with one subfolder of router weights per model."
+        default=Path("router_weights"),
+        description="Folder with one subfolder of router weights per model.",
     )
     allow_hub: bool = Field(
-        False, description="Whether a hub id may be downloaded at start; no access otherwise."
+        default=False,
+        description="Whether a hub id may be downloaded at start; no access otherwise.",
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:<n>; auto takes a GPU if any.")
+    device: str = Field(
+        default="auto", description="auto, cpu, cuda or cuda:<n>; auto takes a GPU if any."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Number format of the weights; auto: float32 on CPU, bfloat16 on CUDA."
+        default="auto",
+        description="Number format of the weights; auto: float32 on CPU, bfloat16 on CUDA.",
     )
     threads: int | None = Field(
-        None, ge=1, le=1024, description="CPU threads for computation; default: the library's own."
+        default=None,
+        ge=1,
+        le=1024,
+        description="CPU threads for computation; default: the library's own.",
     )
     kv_bytes_limit: int = Field(
-        4 * 2**30, ge=2**20, description="Bytes that keys and values of all requests may hold."
+        default=4 * 2**30,
+        ge=2**20,
+        description="Bytes that keys and values of all requests may hold.",
     )
     max_running: int = Field(
-        16, ge=1, le=4096, description="Requests that are computed at the same time."
+        default=16, ge=1, le=4096, description="Requests that are computed at the same time."
     )
     max_queue: int = Field(
-        128, ge=1, le=100_000, description="Requests that may wait; the next one gets a 429."
+        default=128,
+        ge=1,
+        le=100_000,
+        description="Requests that may wait; the next one gets a 429.",
     )
-    host: str = Field("127.0.0.1", description="Address to listen on.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(
-        8000,
+        default=8000,
         ge=0,
         le=65535,
         validation_alias=AliasChoices(f"{ENV_PREFIX}PORT", "PORT"),
         description="Port to listen on; PORT is an alias.",
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="Comma-separated keys that open /v1; empty: no key is asked for."
+        default=(), description="Comma-separated keys that open /v1; empty: no key is asked for."
     )
     default_budget: float = Field(
-        1.0, gt=0, le=1, description="Budget of a request that names none."
+        default=1.0, gt=0, le=1, description="Budget of a request that names none."
     )
     max_tokens_default: int = Field(
-        256, ge=1, description="Generated tokens at most where the request does not say."
+        default=256, ge=1, description="Generated tokens at most where the request does not say."
     )
     max_tokens_limit: int = Field(
-        4096, ge=1, description="The largest max_tokens that a request may ask for."
+        default=4096, ge=1, description="The largest max_tokens that a request may ask for."
     )
     max_image_bytes: int = Field(
-        10 * 2**20, ge=1024, description="Largest encoded image, in bytes."
+        default=10 * 2**20, ge=1024, description="Largest encoded image, in bytes."
     )
-    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="Largest request body, in bytes.")
-    image_threads: int = Field(2, ge=1, le=64, description="Threads that decode images.")
+    max_body_bytes: int = Field(
+        default=32 * 2**20, ge=1024, description="Largest request body, in bytes."
+    )
+    image_threads: int = Field(default=2, ge=1, le=64, description="Threads that decode images.")
     drain_seconds: float = Field(
-        30.0, ge=0, le=3600, description="How long a stopping server lets admitted requests finish."
+        default=30.0,
+        ge=0,
+        le=3600,
+        description="How long a stopping server lets admitted requests finish.",
     )
     data_dir: Path = Field(
-        Path(".data"), description="Folder of the embedded queue and of the files of batches."
+        default=Path(".data"),
+        description="Folder of the embedded queue and of the files of batches.",
     )
     redis_url: SecretStr | None = Field(
-        None,
+        default=None,
         validation_alias=AliasChoices(f"{ENV_PREFIX}REDIS_URL", "REDIS_URL"),
         description="Redis for batch jobs; REDIS_URL is an alias. Default: the embedded queue.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe log line that is written."
+        default="info", description="Least severe log line that is written."
     )
 
     @field_validator("api_keys", mode="before")

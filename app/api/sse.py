@@ -40,7 +40,7 @@ class ChatEvents(Response):
         self._stream = stream
         self._last_event = last_event
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await unless_disconnected(self._send_all(send), receive)
         finally:

@@ -19,9 +19,13 @@ class PlanUsage(BaseModel):
     prompt_tokens_details: PromptTokensDetails
 
 
-class Usage(PlanUsage):
+class Usage(BaseModel):
+    """`prompt_tokens` counts what the decoder processed: text and the image tokens kept."""
+
+    prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class BudgetUse(BaseModel):

@@ -132,7 +132,7 @@ def ask_colour(scene: Scene, rng: Random) -> Question | None:
     if len(scene.objects) == 1 and rng.random() < 0.4:
         return compose(rng, "colour", COLOUR_SINGLE, answers, {"it": _deictic(rng)})
     slot = _unique(scene, rng, index, hide="colour")
-    return slot and compose(rng, "colour", COLOUR, answers, {"np": slot})
+    return None if slot is None else compose(rng, "colour", COLOUR, answers, {"np": slot})
 
 
 def ask_shape(scene: Scene, rng: Random) -> Question | None:
@@ -143,7 +143,9 @@ def ask_shape(scene: Scene, rng: Random) -> Question | None:
         answers = (shape, with_article(shape))
         return compose(rng, "shape", SHAPE_SINGLE, answers, slots)
     slot = _unique(scene, rng, index, hide="shape")
-    return slot and compose(rng, "shape", SHAPE, (shape, with_article(shape)), {"np": slot})
+    if slot is None:
+        return None
+    return compose(rng, "shape", SHAPE, (shape, with_article(shape)), {"np": slot})
 
 
 def ask_size(scene: Scene, rng: Random) -> Question | None:

@@ -74,7 +74,7 @@ def ask_position(scene: Scene, rng: Random) -> Question | None:
     side = rng.choice((-1, 1))
     relation = rng.choice(RELATIONS[axis, side])
     answers = YES if (offset > 0) == (side > 0) else NO
-    slots = {"a": a, "b": b, "relation": relation}
+    slots: dict[str, Phrase | str] = {"a": a, "b": b, "relation": relation}
     return compose(rng, "position", POSITION, answers, slots)
 
 
@@ -110,8 +110,8 @@ def _compare_sizes(scene: Scene, rng: Random) -> Question | None:
         return None
     if rng.random() < 0.3:
         winner = (a if ratio > 1 else b).words
-        answers = (f"the {winner}", winner)
-        return compose(rng, "compare", WHICH_LARGER, answers, {"a": a, "b": b})
+        names = (f"the {winner}", winner)
+        return compose(rng, "compare", WHICH_LARGER, names, {"a": a, "b": b})
     larger = rng.random() < 0.65
     answers = YES if (ratio > 1) == larger else NO
     return compose(rng, "compare", LARGER if larger else SMALLER, answers, {"a": a, "b": b})

@@ -65,14 +65,16 @@ def _gradient(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     ramp = np.linspace(-0.5, 0.5, len(pixels), dtype=np.float32)
     angle = rng.uniform(0, 2 * np.pi)
     plane = ramp[:, None] * np.float32(np.sin(angle)) + ramp[None] * np.float32(np.cos(angle))
-    return pixels + plane[..., None] * rng.uniform(-70, 70, 3).astype(np.float32)
+    shaded: Pixels = pixels + plane[..., None] * rng.uniform(-70, 70, 3).astype(np.float32)
+    return shaded
 
 
 def _grating(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     axis = np.arange(len(pixels), dtype=np.float32)
     fx, fy = rng.uniform(-0.35, 0.35, 2).astype(np.float32)
     wave = np.sin(axis[:, None] * fy + axis[None] * fx + np.float32(rng.uniform(0, 6.28)))
-    return pixels + wave[..., None] * rng.uniform(3, 20, 3).astype(np.float32)
+    striped: Pixels = pixels + wave[..., None] * rng.uniform(3, 20, 3).astype(np.float32)
+    return striped
 
 
 def _blocks(pixels: Pixels, rng: np.random.Generator) -> Pixels:

@@ -17,7 +17,6 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from app.demo.packing import BLOCK, Packed
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class TextStates:
     """Normed last states of the text, and the text's attention onto the context at one layer."""
@@ -46,13 +45,14 @@ class PackedDecoder:
         """`visual` [rows, kept, width] are the visual tokens with original indexes `kept`."""
         decoder = self.model.model.language_model
         x, positions = self._embed(visual, kept, packed, num_visual)
-        cos, sin = decoder.rotary_emb(x, positions)
+        angles = positions[..., None] * decoder.rotary_emb.inv_freq
+        turns = torch.polar(torch.ones_like(angles), angles)
         num_context = len(self.prefix) + visual.shape[1]
         watched = None
         for index, layer in enumerate(decoder.layers):
             if index in skip:
                 continue
-            x, probs = self._layer(layer, x, cos, sin, num_context, packed.mask)
+            x, probs = self._layer(layer, x, turns, num_context, packed.mask)
             if index == watch:
                 watched = probs
         return TextStates(states_BLW=decoder.norm(x[:, num_context:]), watched_BHLC=watched)
@@ -78,14 +78,13 @@ class PackedDecoder:
         self,
         layer: LlamaDecoderLayer,
         x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
+        turns: Tensor,
         num_context: int,
         mask: Tensor,
     ) -> tuple[Tensor, Tensor]:
         attention, mlp = layer.self_attn, layer.mlp
         q, k, v = _project(
-            x, cos, sin,
+            x, turns,
             layer.input_layernorm.weight,
             attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight,
         )  # fmt: skip
@@ -103,36 +102,38 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, num_context: int, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mixed values [B, N, H, D], and the text's attention onto the context [B, H, L, C]."""
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    context = F.scaled_dot_product_attention(
-        q[:, :, :num_context], k[:, :, :num_context], v[:, :, :num_context], is_causal=True
+    parts = [num_context, q.shape[1] - num_context]
+    (q_far, q_near), (k_far, k_near), (v_far, v_near) = (
+        t.transpose(1, 2).split(parts, dim=2) for t in (q, k, v)
     )
-    scale = q.shape[-1] ** -0.5
-    text = q[:, :, num_context:] * scale
-    blocks = [t[:, :, num_context:].unflatten(2, (-1, BLOCK)) for t in (k, v)]
-    far = text @ k[:, :, :num_context].mT
-    near = text.unflatten(2, (-1, BLOCK)) @ blocks[0].mT + mask
+    context = F.scaled_dot_product_attention(q_far, k_far, v_far, is_causal=True)
+    text = q_near * q.shape[-1] ** -0.5
+    far = text @ k_far.mT
+    near = text.unflatten(2, (-1, BLOCK)) @ k_near.unflatten(2, (-1, BLOCK)).mT + mask
     probs = torch.cat([far, near.flatten(2, 3)], dim=-1).softmax(dim=-1)
-    far, near = probs[..., :num_context], probs[..., num_context:].unflatten(2, (-1, BLOCK))
-    mixed = far @ v[:, :, :num_context] + (near @ blocks[1]).flatten(2, 3)
+    far, near = probs.split([num_context, BLOCK], dim=-1)
+    blocks = near.unflatten(2, (-1, BLOCK)) @ v_near.unflatten(2, (-1, BLOCK))
+    mixed = far @ v_far + blocks.flatten(2, 3)
     return torch.cat([context, mixed], dim=2).transpose(1, 2), far
 
 
 def _project(
-    x: Tensor, cos: Tensor, sin: Tensor, norm: Tensor, wq: Tensor, wk: Tensor, wv: Tensor
+    x: Tensor, turns: Tensor, norm: Tensor, wq: Tensor, wk: Tensor, wv: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    width = cos.shape[-1]
+    """Queries and keys, turned by their positions, and values: [B, N, H, D] each.
+
+    Llama turns dimension i together with i + D / 2; queries and keys are reordered alike so that
+    the two are neighbours, which leaves their products as they are and is one complex product.
+    """
+    half = turns.shape[-1]
+    paired = torch.stack([wq, wk]).unflatten(1, (-1, 2, half)).transpose(2, 3).flatten(0, 3)
     normed = F.rms_norm(x, (x.shape[-1],), norm, 1e-6)
-    q, k, v = F.linear(normed, torch.cat([wq, wk, wv])).unflatten(-1, (3, -1, width)).unbind(2)
-    cos, sin = cos[:, :, None], sin[:, :, None]
-    return _rotate(q, cos, sin), _rotate(k, cos, sin), v.contiguous()
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    a, b = x[..., :half], x[..., half:]
-    cos, sin = cos[..., :half], sin[..., :half]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    joint = F.linear(normed, torch.cat([paired, wv]))
+    qk, v = joint.split([len(paired), len(wv)], dim=-1)
+    pairs = torch.view_as_complex(qk.unflatten(-1, (2, -1, half, 2)))
+    turned = torch.view_as_real(pairs * turns[:, :, None, None]).flatten(-2)
+    q, k = turned.unbind(2)
+    return q, k, v.unflatten(-1, (-1, 2 * half))
 
 
 def _finish(

@@ -97,7 +97,8 @@ class DecoderTraining:
         bar.close()
 
     def _optimisers(self) -> tuple[BatchedMuon, torch.optim.AdamW]:
-        matrices, others = [], []
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, param in self.trained.named_parameters():
             inner = param.ndim == 2 and name.startswith("0.layers")
             (matrices if inner else others).append(param)
@@ -115,9 +116,9 @@ class DecoderTraining:
         self.step = state["step"]
 
     def _save(self) -> None:
-        parts = {"trained": self.trained, "muon": self.muon, "adam": self.adam}
-        state = {name: part.state_dict() for name, part in parts.items()}
-        save_checkpoint(self.path, state | {"step": self.step})
+        state = {"trained": self.trained.state_dict(), "step": self.step}
+        state |= {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
+        save_checkpoint(self.path, state)
 
     def _train_step(self) -> StepResult:
         progress = self.step / self.options.num_steps

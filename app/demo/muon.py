@@ -64,8 +64,8 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     """Push all singular values of each matrix [n, rows, columns] towards one."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    flat = matrices.mT if tall else matrices
+    x: Tensor = flat / (flat.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x

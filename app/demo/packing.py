@@ -126,7 +126,8 @@ class _Writer:
         last: bool,
     ) -> None:
         self.grounded.append((row, column, last))
-        self.grounded_on.append(coverage[list(objects)].any(axis=0))
+        named: NDArray[np.bool_] = np.logical_or.reduce(coverage[list(objects)], axis=0)
+        self.grounded_on.append(named)
 
     def finish(self) -> Packed:
         rows, columns, ids, weights, owners = zip(*self.targets, strict=True)

@@ -53,7 +53,8 @@ class Pool:
 
     @property
     def num_objects(self) -> NDArray[np.int64]:
-        return self.labels[:, 3].sum(axis=1, dtype=np.int64)
+        counts: NDArray[np.int64] = self.labels[:, 3].sum(axis=1, dtype=np.int64)
+        return counts
 
     def patch_labels(self, indexes: NDArray[np.int64]) -> PatchLabels:
         colour, shape, size, centre = self.labels[indexes].transpose(1, 0, 2)

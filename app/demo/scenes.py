@@ -139,7 +139,7 @@ def patch_pixels(scene: Scene) -> NDArray[np.int64]:
     """How many pixels each object owns in each patch: [objects, 196], patches row by row."""
     owner = owner_mask(scene).reshape(GRID, PATCH_SIZE, GRID, PATCH_SIZE)
     indexes = np.arange(len(scene.objects)).reshape(-1, 1, 1, 1, 1)
-    counts = (owner[None] == indexes).sum(axis=(2, 4), dtype=np.int64)
+    counts: NDArray[np.int64] = (owner[None] == indexes).sum(axis=(2, 4), dtype=np.int64)
     return counts.reshape(len(scene.objects), NUM_PATCHES)
 
 

@@ -89,10 +89,9 @@ def train_vision(
         if step % 10 == 0:
             bar.set_postfix(_summary(losses))
         if (step + 1) % options.checkpoint_steps == 0 or step + 1 == options.num_steps:
-            parts = {"modules": modules, "book": book, "muon": muon, "adam": adam}
-            save_checkpoint(
-                path, {name: part.state_dict() for name, part in parts.items()} | {"step": step + 1}
-            )
+            state = {"modules": modules.state_dict(), "book": book.state_dict()}
+            state |= {"muon": muon.state_dict(), "adam": adam.state_dict(), "step": step + 1}
+            save_checkpoint(path, state)
             _validate(model, book, pool, step + 1, num_train)
     return book
 

@@ -46,6 +46,10 @@ KV_BYTES_LIMIT = 2**20
 NO_FAULTS: Mapping[str, Exception] = MappingProxyType({})
 
 
+class DeviceLost(Exception):
+    """A fault from which the fake device does not come back."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FakePrepared:
     request: ChatRequest
@@ -70,13 +74,15 @@ class FakeRunner:
 
     Attributes:
         step_seconds: how long each step blocks its thread.
-        faults: by question, what goes wrong in its first step: a typed error fails that request
-            alone, any other exception is the device dying.
+        faults: by question, what goes wrong in its first step. A typed error fails that request
+            alone, any other exception the whole step; `DeviceLost` every step from then on.
+        running: what holds memory now, by request id.
     """
 
     step_seconds: float = 0.0
     faults: Mapping[str, Exception] = field(default_factory=lambda: NO_FAULTS)
     running: dict[str, FakeRunning] = field(default_factory=dict)
+    is_lost: bool = False
 
     def capabilities(self) -> Capabilities:
         return Capabilities(
@@ -106,6 +112,8 @@ class FakeRunner:
         return [self._begin_one(prepared) for prepared in batch]
 
     def step(self, running: Sequence[Running]) -> list[Outcome]:
+        if self.is_lost:
+            raise DeviceLost
         if self.step_seconds:
             time.sleep(self.step_seconds)
         return [self._advance(each) for each in running]
@@ -130,6 +138,9 @@ class FakeRunner:
 
     def release(self, running: Running) -> None:
         self.running.pop(running.request.id, None)
+
+    def kv_bytes_bound(self, prepared: Prepared) -> int:
+        return KV_BYTES_EACH
 
     def kv_bytes_held(self) -> int:
         return KV_BYTES_EACH * len(self.running)
@@ -157,6 +168,7 @@ class FakeRunner:
             self.release(running)
             return Outcome(request_id=request.id, error=fault)
         if fault is not None:
+            self.is_lost = isinstance(fault, DeviceLost)
             raise fault
         if request.plan_only:
             return Outcome(request_id=request.id, result=self.finish(running, FinishReason.STOP))

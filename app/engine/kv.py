@@ -26,9 +26,7 @@ class SequenceKv:
     def __init__(self) -> None:
         self._layers: dict[int, _LayerKv] = {}
 
-    def append(
-        self, layer_idx: int, keys_KRE: Tensor, values_KRE: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def append(self, layer_idx: int, keys_KRE: Tensor, values_KRE: Tensor) -> tuple[Tensor, Tensor]:
         """Add rows to a layer; returns views of all its keys and values so far."""
         added = keys_KRE.shape[1]
         layer = self._layers.get(layer_idx)
@@ -63,7 +61,9 @@ class SequenceKv:
     @property
     def bytes_held(self) -> int:
         """Bytes allocated, room for growth included."""
-        return sum(layer.keys_KRE.nbytes + layer.values_KRE.nbytes for layer in self._layers.values())
+        return sum(
+            layer.keys_KRE.nbytes + layer.values_KRE.nbytes for layer in self._layers.values()
+        )
 
     def release(self) -> None:
         self._layers.clear()

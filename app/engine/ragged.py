@@ -81,6 +81,11 @@ class _Pack:
         self.hidden_RD = self.hidden_RD[index]
         self.rotation = self.rotation.rows(index)
 
+    def tails(self, counts: Sequence[int]) -> Tensor:
+        ends = torch.tensor(self.lengths).cumsum(0).tolist()
+        pieces = [self.hidden_RD[end - n : end] for end, n in zip(ends, counts, strict=True)]
+        return torch.cat(pieces)
+
     def rows_of(self, active: Sequence[int]) -> Tensor:
         starts = self.starts()
         pieces = [torch.arange(starts[idx], starts[idx] + self.lengths[idx]) for idx in active]
@@ -95,11 +100,20 @@ class DecoderLoop:
         self._num_layers = adapter.geometry.num_layers
 
     @torch.inference_mode()
-    def forward(self, segments: Sequence[Segment], *, until: int | None = None) -> Tensor:
-        """Hidden state of each segment's last row, len(segments) x D, before the final norm.
+    def forward(
+        self,
+        segments: Sequence[Segment],
+        *,
+        until: int | None = None,
+        tails: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Hidden states of the rows whose logits are wanted, before the final norm.
 
         Args:
             until: stop before this layer, once its selections are made.
+            tails: how many last rows of each segment are wanted; one each where None.
+        Returns:
+            sum(tails) x D, segment by segment.
         """
         pack = _Pack(self._adapter, segments)
         for layer_idx in range(self._num_layers):
@@ -107,8 +121,7 @@ class DecoderLoop:
             if layer_idx == until:
                 break
             self._run_layer(pack, layer_idx)
-        ends = torch.tensor(pack.lengths).cumsum(0) - 1
-        return pack.hidden_RD[ends.to(pack.hidden_RD.device)]
+        return pack.tails(tails or [1] * len(segments))
 
     def _select(self, pack: _Pack, layer_idx: int) -> None:
         kept_of: dict[int, Tensor] = {}
@@ -150,7 +163,9 @@ class _AttentionCall:
         outputs, start = [], 0
         for segment, length in zip(self._segments, self._lengths, strict=True):
             end = start + length
-            keys, values = segment.kv.append(layer_idx, key[0, :, start:end], value[0, :, start:end])
+            keys, values = segment.kv.append(
+                layer_idx, key[0, :, start:end], value[0, :, start:end]
+            )
             query_HSE = query[0, :, start:end]
             outputs.append(attend_one(query_HSE, keys, values, scaling))
             _probe(segment, layer_idx, query_HSE, keys, scaling)

@@ -28,7 +28,9 @@ from app.errors import (
     InvalidField,
 )
 from app.models.base import Adapter
-from app.router.store import LoadedRouter
+from app.models.loading import load_adapter
+from app.router.store import LoadedRouter, load_router
+from app.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +59,9 @@ class ModelRunner:
 
     def prepare(self, request: ChatRequest) -> PreparedPrompt:
         if len(request.images) > self._max_images:
-            raise InvalidField(f"at most {self._max_images} images, got {len(request.images)}",
-                               param="images")
+            raise InvalidField(
+                f"at most {self._max_images} images, got {len(request.images)}", param="images"
+            )
         grids = tuple(self._adapter.grid(image) for image in request.images)
         prompt = self._adapter.prompt(request.question, grids)
         self._check_length(request, len(prompt.token_ids))
@@ -242,3 +245,25 @@ class ModelRunner:
             strategies=self._planner.strategies(),
             smallest_budget=self._planner.smallest_budget(),
         )
+
+
+def load_runner(settings: Settings) -> ModelRunner:
+    """The model and its router as the settings name them. Raises StartupError."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    adapter = load_adapter(
+        settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        allow_hub=settings.allow_hub,
+    )
+    folder = settings.router_dir / adapter.name
+    router = None
+    if folder.is_dir():
+        router = load_router(
+            folder,
+            fingerprint=adapter.fingerprint,
+            geometry=adapter.geometry,
+            device=adapter.device,
+        )
+    return ModelRunner(adapter, router, kv_bytes_limit=settings.kv_bytes_limit)

@@ -125,14 +125,14 @@ class Sequence:
         )
 
 
-def prompt_segment(
-    sequence: Sequence, adapter: Adapter, *, probes: tuple[Probe, ...]
-) -> Segment:
+def prompt_segment(sequence: Sequence, adapter: Adapter, *, probes: tuple[Probe, ...]) -> Segment:
     """The prompt's rows; visual rows dropped at layer 0 never enter."""
     prepared = sequence.prepared
     prompt = prepared.prompt
     hidden_SD = adapter.embed(prompt.token_ids)
-    visual = torch.tensor([row for start, n in prompt.visual_slots for row in range(start, start + n)])
+    visual = torch.tensor(
+        [row for start, n in prompt.visual_slots for row in range(start, start + n)]
+    )
     hidden_SD[visual] = sequence.visual_VD.to(hidden_SD.dtype)
     positions = adapter.positions(prompt, prepared.grids)
     sequence.next_position = positions.next

@@ -38,10 +38,10 @@ class EngineMetrics:
         if not request.plan_only:
             self._latencies.queue.observe(queue_seconds)
 
-    def first_token(self, request: ChatRequest, *, seconds: float) -> None:  # noqa: ARG002
+    def first_token(self, request: ChatRequest, *, seconds: float) -> None:
         self._latencies.first_token.observe(seconds)
 
-    def next_token(self, request: ChatRequest, *, seconds: float) -> None:  # noqa: ARG002
+    def next_token(self, request: ChatRequest, *, seconds: float) -> None:
         self._latencies.next_token.observe(seconds)
 
     def finished(self, request: ChatRequest, result: ChatResult) -> None:

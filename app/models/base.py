@@ -45,7 +45,11 @@ class Adapter(Protocol):
     device: str
     dtype: str
     eos_token_ids: frozenset[int]
-    fixed_visual: int | None
+
+    @property
+    def fixed_visual(self) -> int | None:
+        """Visual tokens of every image where the family fixes it, else None."""
+        ...
 
     def grid(self, image: ImageInput) -> TokenGrid: ...
 

@@ -7,7 +7,9 @@ the count, is the identity at budget 1, a batch of n equals n singles).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -53,10 +55,15 @@ def make_strategy(name: str, options: Mapping[str, Any] | None = None) -> Strate
 _FIELD = "budget.strategy"
 
 
+@lru_cache
+def _validator(kind: type[Strategy]) -> TypeAdapter[Strategy]:
+    return TypeAdapter(kind)
+
+
 def _build(kind: type[Strategy], given: dict[str, Any]) -> Strategy:
     own = {key: given.pop(key) for key in list(given) if key in kind.__dataclass_fields__}
     try:
-        return TypeAdapter(kind).validate_python(own, strict=True)
+        return _validator(kind).validate_json(json.dumps(own), strict=True)
     except ValidationError as err:
         knob = str(err.errors()[0]["loc"][0])
         raise InvalidField(

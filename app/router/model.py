@@ -108,7 +108,9 @@ class MetaRouter(nn.Module):
         layers = self.layers.expand(batch, -1, -1)
         visual, question = self.project(visual_BVD), self.project(question_BQD)
         pieces = (visual, question, layers)
-        typed = [self.input_norm(piece) + kind for piece, kind in zip(pieces, self.types, strict=True)]
+        typed = [
+            self.input_norm(piece) + kind for piece, kind in zip(pieces, self.types, strict=True)
+        ]
         return torch.cat(typed, dim=1)
 
     def _attend(self, rows_BRW: Tensor, mask: Tensor | None) -> Tensor:
@@ -137,15 +139,17 @@ class MetaRouter(nn.Module):
         visible[:, start : start + question_mask_BQ.shape[1]] = question_mask_BQ
         mask = visible[:, None, None]
         if self.config.attention == "causal":
-            mask = mask & torch.ones(num_rows, num_rows, dtype=torch.bool, device=mask.device).tril()
+            mask = (
+                mask & torch.ones(num_rows, num_rows, dtype=torch.bool, device=mask.device).tril()
+            )
         return mask
 
 
 def _head(width: int) -> nn.Sequential:
-    head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
-    nn.init.zeros_(head[2].weight)
-    nn.init.zeros_(head[2].bias)
-    return head
+    score = nn.Linear(width, 1)
+    nn.init.zeros_(score.weight)
+    nn.init.zeros_(score.bias)
+    return nn.Sequential(nn.Linear(width, width), nn.GELU(), score)
 
 
 def _rotation(num_rows: int, head_size: int, *, like: Tensor) -> tuple[Tensor, Tensor]:

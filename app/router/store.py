@@ -131,7 +131,9 @@ def load_router(
     if not weights.is_file() or _sha256(weights) != manifest.sha256:
         raise RouterMismatch(f"{weights} is missing or its sha256 differs from its manifest's")
     _check_fit(manifest, fingerprint=fingerprint, geometry=geometry)
-    config = RouterConfig(**{**manifest.network, "candidates": tuple(manifest.network["candidates"])})
+    config = RouterConfig(
+        **{**manifest.network, "candidates": tuple(manifest.network["candidates"])}
+    )
     network = MetaRouter(config)
     try:
         network.load_state_dict(load_file(weights))

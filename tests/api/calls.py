@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 from tests.intake.pictures import data_url, red
 
@@ -38,7 +39,7 @@ class BareCall:
 
     def __init__(self, app, path, fields):
         self.messages = []
-        self._incoming = asyncio.Queue()
+        self._incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         body = json.dumps(fields).encode()
         self._incoming.put_nowait({"type": "http.request", "body": body, "more_body": False})
         scope = {

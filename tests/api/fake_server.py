@@ -1,18 +1,18 @@
-"""A real server process over the fake engine: `python -m tests.api.fake_server`."""
+"""A real server process over the fake runner: `python -m tests.api.fake_server`."""
 
 from __future__ import annotations
 
 import sys
 
-from app.engine.fake import FakeRunner
+from app.engine.engine import Engine
+from app.engine.fake import DeviceLost, FakeRunner
 from app.main import serve
 from app.settings import Settings
-from tests.api.fake_engine import FakeEngine
 
 
 def make_engine(settings, observer):
-    runner = FakeRunner(step_seconds=0.05, faults={"boom": RuntimeError("device lost")})
-    return FakeEngine(
+    runner = FakeRunner(step_seconds=0.05, faults={"boom": DeviceLost()})
+    return Engine(
         lambda: runner,
         max_running=settings.max_running,
         max_queue=settings.max_queue,

@@ -7,12 +7,11 @@ import json
 
 import pytest
 
-from app.engine.fake import FakeRunner
+from app.engine.base import EngineState
+from app.engine.fake import DeviceLost, FakeRunner
 from app.errors import EngineOutOfMemory
 from tests.api.calls import QUESTION, URL, BareCall, chat_body, problem
 from tests.intake import pictures
-
-pytestmark = pytest.mark.anyio
 
 
 async def test_an_answer_has_exactly_the_contracts_shape(serve):
@@ -161,12 +160,12 @@ async def test_errors_of_the_engines_door_are_proper_statuses_even_for_streams(s
 async def test_a_full_queue_is_a_429_that_says_when_to_come_back(serve):
     slow = FakeRunner(step_seconds=0.02)
     async with serve(slow, max_running=1, max_queue=1) as served:
-        posts = [served.client.post("/v1/chat", json=chat_body()) for _ in range(4)]
+        posts = [served.client.post("/v1/chat", json=chat_body()) for _ in range(6)]
         responses = await asyncio.gather(*posts)
     refused = [each for each in responses if each.status_code != 200]
-    assert 0 < len(refused) < 4
+    assert 0 < len(refused) < 6
     problem(refused[0], 429, "queue_full")
-    assert refused[0].headers["retry-after"] == "3"
+    assert int(refused[0].headers["retry-after"]) >= 1
 
 
 async def test_a_deadline_ends_with_what_there_is_or_with_a_504(serve):
@@ -193,12 +192,20 @@ async def test_a_request_that_does_not_fit_is_a_503_and_its_neighbours_go_on(ser
     assert good.json()["answer"] == QUESTION
 
 
-async def test_a_dying_device_fails_the_request_and_both_probes(serve):
+async def test_a_failed_step_is_a_500_that_tells_nothing_and_the_next_request_works(serve):
     secret = RuntimeError("CUDA error at 0x7f00dead in /srv/secret.py")
     async with serve(FakeRunner(faults={"boom": secret})) as served:
         response = await served.client.post("/v1/chat", json=chat_body(question="boom"))
-        problem(response, 503, "engine_dead")
+        problem(response, 500, "internal_error")
         assert "secret" not in response.text
+        assert (await served.client.post("/v1/chat", json=chat_body())).status_code == 200
+
+
+async def test_a_lost_device_fails_the_request_and_both_probes(serve):
+    async with serve(FakeRunner(faults={"boom": DeviceLost()})) as served:
+        response = await served.client.post("/v1/chat", json=chat_body(question="boom"))
+        problem(response, 500, "internal_error")
+        await served.until(lambda: served.engine.status().state is EngineState.DEAD)
         problem(await served.client.get("/livez"), 503, "engine_dead")
         problem(await served.client.get("/readyz"), 503, "engine_dead")
         problem(await served.client.post("/v1/chat", json=chat_body()), 503, "engine_dead")
@@ -208,12 +215,13 @@ async def test_a_dying_device_fails_the_request_and_both_probes(serve):
 async def test_a_client_that_hangs_up_cancels_its_request(serve, path):
     async with serve(FakeRunner(step_seconds=0.02)) as served:
         call = BareCall(served.app, path, chat_body(question="word " * 500))
-        await served.until(lambda: served.engine.num_running == 1)
+        await served.until_running(1)
         call.hang_up()
         await asyncio.wait_for(call.task, 2)
-        await served.until(lambda: served.engine.num_running == 0)
-        assert served.engine.streams[0].cancelled
-        assert served.engine.runner.kv_bytes_held() == 0
+        await served.until_running(0)
+        assert served.runner.kv_bytes_held() == 0
+        if path == "/v1/chat":
+            assert await served.metric('success_total{reason="cancelled"}') == 1
 
 
 async def test_a_client_that_stays_gets_its_bytes(serve):
@@ -221,4 +229,4 @@ async def test_a_client_that_stays_gets_its_bytes(serve):
         call = BareCall(served.app, "/v1/chat", chat_body())
         await asyncio.wait_for(call.task, 2)
         assert json.loads(call.body)["answer"] == QUESTION
-        assert not served.engine.streams[0].cancelled
+        assert await served.metric('success_total{reason="cancelled"}') == 0

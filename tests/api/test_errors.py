@@ -10,8 +10,6 @@ import pytest
 from tests.api.calls import URL, chat_body, problem
 from tests.intake import pictures
 
-pytestmark = pytest.mark.anyio
-
 JSON = {"content-type": "application/json"}
 LEAK = re.compile(r"0x[0-9a-f]{4,}|Traceback|site-packages|/usr/|/etc/|\.py\b|BytesIO")
 
@@ -77,16 +75,9 @@ BAD_BODIES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def anyio_backend():
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-async def client():
-    from tests.api.conftest import serving
-
-    async with serving() as served:
+@pytest.fixture
+async def client(serve):
+    async with serve() as served:
         yield served.client
 
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.api.calls import chat_body
-
-pytestmark = pytest.mark.anyio
 
 
 def series(text):

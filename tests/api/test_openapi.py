@@ -9,11 +9,7 @@ import json
 import os
 from pathlib import Path
 
-import pytest
-
 GOLDEN = Path(__file__).parents[1] / "golden" / "openapi.json"
-
-pytestmark = pytest.mark.anyio
 
 
 async def test_the_description_is_the_committed_one(serve):

@@ -78,5 +78,5 @@ def test_a_terminated_server_drains_in_sight_of_its_probes_and_exits_cleanly(tmp
 def test_a_dead_engine_ends_the_process_with_a_code_of_its_own(tmp_path):
     with server_process(tmp_path / "log") as (process, client):
         response = client.post("/v1/chat", json=chat_body(question="boom"))
-        assert response.json()["error"]["code"] == "engine_dead"
+        assert response.json()["error"]["code"] == "internal_error"
         assert process.wait(8) == EXIT_ENGINE_FAILED

@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -15,7 +16,18 @@ from app.engine.base import EngineState
 from app.engine.fake import FakeRunner
 from tests.api.calls import QUESTION, chat_body, problem
 
-pytestmark = pytest.mark.anyio
+
+class TenantRunner(FakeRunner):
+    """Remembers who asked; the engine's own warm-up is nobody."""
+
+    def __init__(self):
+        super().__init__()
+        self.tenants = []
+
+    def prepare(self, request):
+        if not request.id.startswith("warm-up"):
+            self.tenants.append(request.tenant)
+        return super().prepare(request)
 
 
 async def test_the_model_list_says_what_the_engine_can_do(serve):
@@ -30,8 +42,13 @@ async def test_the_model_list_says_what_the_engine_can_do(serve):
 
 
 async def test_a_loading_server_is_alive_but_not_ready(serve):
-    async with serve() as served:
-        served.engine.state = EngineState.LOADING
+    loaded = threading.Event()
+
+    def load():
+        loaded.wait(5)
+        return FakeRunner()
+
+    async with serve(load=load) as served:
         assert (await served.client.get("/livez")).json() == {"status": "ok"}
         assert (await served.client.get("/health")).status_code == 200
         for method, path in [("GET", "/readyz"), ("GET", "/v1/models"), ("POST", "/v1/chat")]:
@@ -39,7 +56,8 @@ async def test_a_loading_server_is_alive_but_not_ready(serve):
             problem(response, 503, "loading")
             assert response.headers["retry-after"] == "5"
         assert (await served.client.get("/metrics")).status_code == 200
-        served.engine.state = EngineState.READY
+        loaded.set()
+        await served.until(lambda: served.engine.status().state is EngineState.READY)
         assert (await served.client.get("/readyz")).json() == {"status": "ok"}
 
 
@@ -48,6 +66,7 @@ async def test_a_model_that_does_not_load_is_a_dead_engine(serve, caplog):
         raise RuntimeError("no weights")
 
     async with serve(load=fail) as served:
+        await served.until(lambda: served.engine.status().state is EngineState.DEAD)
         problem(await served.client.get("/readyz"), 503, "engine_dead")
         problem(await served.client.get("/livez"), 503, "engine_dead")
     assert "could not be started" in caplog.text
@@ -56,7 +75,7 @@ async def test_a_model_that_does_not_load_is_a_dead_engine(serve, caplog):
 async def test_draining_refuses_the_new_and_finishes_the_old(serve):
     async with serve(FakeRunner(step_seconds=0.02)) as served:
         old = asyncio.create_task(served.client.post("/v1/chat", json=chat_body()))
-        await served.until(lambda: served.engine.num_running == 1)
+        await served.until_running(1)
         stopping = asyncio.create_task(served.engine.stop(5))
         await asyncio.sleep(0)
         problem(await served.client.get("/readyz"), 503, "draining")
@@ -67,7 +86,8 @@ async def test_draining_refuses_the_new_and_finishes_the_old(serve):
 
 
 async def test_keys_guard_v1_and_nothing_else(serve):
-    async with serve(api_keys="alpha, beta") as served:
+    runner = TenantRunner()
+    async with serve(runner, api_keys="alpha, beta") as served:
         for headers in (
             {},
             {"Authorization": "Bearer wrong"},
@@ -87,16 +107,17 @@ async def test_keys_guard_v1_and_nothing_else(serve):
             assert response.status_code == 200
         for path in ("/livez", "/health", "/readyz", "/metrics", "/", "/openapi.json"):
             assert (await served.client.get(path)).status_code == 200
-        tenants = [stream.request.tenant for stream in served.engine.streams]
+        tenants = runner.tenants
         assert len(set(tenants)) == 2
         assert not any("alpha" in tenant or "beta" in tenant for tenant in tenants)
 
 
 async def test_without_keys_everybody_is_the_public_tenant(serve):
-    async with serve() as served:
+    runner = TenantRunner()
+    async with serve(runner) as served:
         headers = {"Authorization": "Bearer whatever"}
         await served.client.post("/v1/chat", json=chat_body(), headers=headers)
-        assert served.engine.streams[0].request.tenant == "public"
+    assert runner.tenants == ["public"]
 
 
 def test_a_key_ring_does_not_show_its_keys():

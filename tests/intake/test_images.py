@@ -219,7 +219,6 @@ def test_a_broken_jpeg_scan_is_not_half_an_image():
         decode_image(JPEG[:-200])
 
 
-@pytest.mark.anyio
 async def test_decoding_names_the_source_that_is_wrong(decoder):
     sources = [
         ImageSource(param="images.0", content=pictures.red()),
@@ -229,8 +228,3 @@ async def test_decoding_names_the_source_that_is_wrong(decoder):
     with pytest.raises(ImageTooLarge) as caught:
         await decoder.decode(sources)
     assert caught.value.param == "images.1"
-
-
-@pytest.fixture
-def anyio_backend():
-    return "asyncio"

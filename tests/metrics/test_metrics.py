@@ -10,7 +10,7 @@ import pytest
 
 from app.core import ChatRequest, FinishReason, Timing
 from app.engine.base import EngineState, EngineStatus
-from app.engine.fake import FakeRunner
+from app.engine.fake import FakeRunner, FakeRunning
 from app.errors import DeadlineExceeded, InternalError, NotFound, QueueFull, RequestCancelled
 from app.intake.budgets import parse_budget
 from app.intake.images import decode_image
@@ -61,6 +61,7 @@ def finished(**fields):
     )
     runner = FakeRunner()
     (running,) = runner.begin([runner.prepare(request)])
+    assert isinstance(running, FakeRunning)
     while True:
         (outcome,) = runner.step([running])
         if outcome.result is not None:

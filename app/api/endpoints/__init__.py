@@ -1,4 +1,4 @@
-"""One file per endpoint; `all_endpoints` lists them.
+"""One file per endpoint; `ENDPOINTS` lists them.
 
 To add one: a file with an `api` router, a line here, an in-memory test with its error cases, and
 the regenerated `tests/golden/openapi.json`.
@@ -10,6 +10,11 @@ from fastapi import APIRouter
 
 from app.api.endpoints import chat, health, metrics, models, plan, playground
 
-
-def all_endpoints() -> tuple[APIRouter, ...]:
-    return (chat.api, plan.api, models.api, health.api, metrics.api, playground.api)
+ENDPOINTS: tuple[APIRouter, ...] = (
+    chat.api,
+    plan.api,
+    models.api,
+    health.api,
+    metrics.api,
+    playground.api,
+)

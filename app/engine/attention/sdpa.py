@@ -29,9 +29,7 @@ def attend_one(query_HSE: Tensor, keys_KCE: Tensor, values_KCE: Tensor, scaling:
     )[0]
 
 
-def attention_rows(
-    query_HSE: Tensor, keys_KCE: Tensor, row_idx: Tensor, scaling: float
-) -> Tensor:
+def attention_rows(query_HSE: Tensor, keys_KCE: Tensor, row_idx: Tensor, scaling: float) -> Tensor:
     """Softmax attention of the rows `row_idx` over all C keys, H x len(row_idx) x C, in float32.
 
     The S query rows are the last S positions; each sees itself and what precedes it.

@@ -1,0 +1,153 @@
+"""Nouns of a request: what is asked, what is answered, what can be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from app.core.model import ImageInput, ModelGeometry, PromptShape, TokenGrid
+from app.core.plan import Cost, Plan
+
+if TYPE_CHECKING:
+    from app.budget import Budget
+
+
+class Stage(StrEnum):
+    ENCODE = "encode"
+    PLAN = "plan"
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class Priority(StrEnum):
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    DEADLINE = "deadline"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingParams:
+    """`temperature` 0 is greedy; `seed` None draws one."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetRequest:
+    """A budget form with the options that stand beside it; still to be resolved by the runner.
+
+    Attributes:
+        requested: the form as the caller wrote it, echoed in the answer.
+        options: knobs of the strategy, by their field names.
+    """
+
+    form: Budget
+    requested: Any
+    strategy: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    min_tokens: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatRequest:
+    """One admitted-or-refused unit of work.
+
+    Attributes:
+        arrival: monotonic seconds at which the service received it.
+        deadline: monotonic seconds past which it ends with what it has.
+        plan_only: stop once the plan is final, without generating.
+    """
+
+    id: str
+    images: tuple[ImageInput, ...]
+    question: str
+    budget: BudgetRequest
+    sampling: SamplingParams = SamplingParams()
+    priority: Priority = Priority.INTERACTIVE
+    tenant: str = "public"
+    arrival: float = 0.0
+    deadline: float | None = None
+    explain: bool = False
+    plan_only: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenChunk:
+    """Text that became final in one step; `num_tokens` generated tokens stand behind it."""
+
+    text: str
+    num_tokens: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """Seconds spent per stage; `queue` is from arrival to admission."""
+
+    queue: float = 0.0
+    encode: float = 0.0
+    plan: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    total: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatResult:
+    """All that can be said of a finished request; the wire answer is made from it alone."""
+
+    request_id: str
+    answer: str
+    finish_reason: FinishReason
+    shape: PromptShape
+    num_generated: int
+    plan: Plan
+    cost: Cost
+    budget_limit: float
+    timing: Timing
+    grids: tuple[TokenGrid, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StrategyInfo:
+    """What `GET /v1/models` says of one strategy."""
+
+    name: str
+    prunes_tokens: bool
+    prunes_layers: bool
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Capabilities:
+    """What a loaded model can do, for callers that must not touch it.
+
+    Attributes:
+        smallest_budget: share of dense prefill that the smallest plan costs on a typical prompt.
+        visual_tokens: tokens of one image where the family fixes it, else None.
+    """
+
+    model: str
+    family: str
+    fingerprint: str
+    geometry: ModelGeometry
+    device: str
+    dtype: str
+    visual_tokens: int | None
+    max_images: int
+    router: str | None
+    default_strategy: str
+    strategies: tuple[StrategyInfo, ...]
+    smallest_budget: float

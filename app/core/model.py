@@ -1,0 +1,90 @@
+"""Nouns of a frozen LVLM and its prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelGeometry:
+    """The decoder's shape: all that cost arithmetic and budget allocation need to know of it.
+
+    Attributes:
+        mlp_width: inner width of the gated MLP, which has three matrices.
+        bytes_per_value: size of one stored key or value element.
+        protected_layers: layers that no plan may skip.
+    """
+
+    num_layers: int
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_width: int
+    vocab_size: int
+    max_positions: int
+    bytes_per_value: int = 4
+    protected_layers: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageInput:
+    """One decoded image: `rgb` holds height * width * 3 bytes, row by row; `digest` is theirs."""
+
+    width: int
+    height: int
+    rgb: bytes = field(repr=False)
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptShape:
+    """How many rows a prompt has: text rows, and visual rows per image before pruning.
+
+    Attributes:
+        num_question: those text rows that follow the last image.
+    """
+
+    num_text: int
+    visual_per_image: tuple[int, ...]
+    num_question: int = 0
+
+    @property
+    def num_visual(self) -> int:
+        return sum(self.visual_per_image)
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_text + self.num_visual
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """Token ids with image ids at the visual slots.
+
+    Attributes:
+        visual_slots: (start, count) of each image's run of image ids, ascending.
+        question_slot: (start, count) of the text that follows the last image: the question
+            and the assistant's tag, which attention-based strategies and the router read.
+    """
+
+    token_ids: tuple[int, ...]
+    visual_slots: tuple[tuple[int, int], ...]
+    question_slot: tuple[int, int]
+
+    @property
+    def shape(self) -> PromptShape:
+        counts = tuple(count for _, count in self.visual_slots)
+        return PromptShape(
+            num_text=len(self.token_ids) - sum(counts),
+            visual_per_image=counts,
+            num_question=self.question_slot[1],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenGrid:
+    """The visual-token grid of one image, row by row."""
+
+    rows: int
+    cols: int

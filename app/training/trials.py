@@ -1,0 +1,65 @@
+"""Plans of given size by any strategy, chosen with the code that serves requests.
+
+Shapes: V visual tokens, Q question rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from app.core import Plan
+from app.pruning.base import Context, RouterScores, Strategy, View
+from app.router.model import MetaRouter
+from app.training.measure import DenseAnswer, FrozenModel, make_plan
+
+
+@torch.inference_mode()
+def view_of(
+    answer: DenseAnswer,
+    frozen: FrozenModel,
+    context: Context,
+    *,
+    seed: int,
+    network: MetaRouter | None = None,
+    question_QD: Tensor | None = None,
+) -> View:
+    """What a strategy may see; the router reads `question_QD` in place of the own question."""
+    own_QD = frozen.question_rows(answer.asked)
+    visual_VD = answer.asked.visual_VD
+    scores = None
+    if network is not None:
+        read_QD = own_QD if question_QD is None else question_QD
+        tokens, layers = network(visual_VD[None].float(), read_QD[None].float())
+        scores = RouterScores(token_logits=tokens[0], layer_logits=layers[0])
+    return View(
+        context=context,
+        visual_VD=visual_VD,
+        question_QD=own_QD,
+        seed=seed,
+        router=scores,
+        attention={idx: rows_HSV[:, -1:] for idx, rows_HSV in answer.attention.items()},
+    )
+
+
+def plan_by(strategy: Strategy, view: View, *, num_kept: int, num_skipped: int) -> Plan:
+    """The strategy's plan with `num_kept` tokens and `num_skipped` layers fewer."""
+    tokens, layers = strategy.token_part, strategy.layer_part
+    layer_idx = tokens.selection_layer() if tokens else 0
+    num_visual = len(view.visual_VD)
+    kept = None
+    if tokens is not None and num_kept < num_visual:
+        kept = tokens.select(view, num_kept).tolist()
+    skipped: tuple[int, ...] = ()
+    if layers is not None and num_skipped:
+        protected = view.context.geometry.protected_layers
+        candidates = layers.candidates(view.context)
+        allowed = tuple(idx for idx in candidates if idx >= layer_idx and idx not in protected)
+        skipped = layers.skip(view, allowed, min(num_skipped, len(allowed)))
+    return make_plan(
+        num_layers=view.context.geometry.num_layers,
+        num_visual=num_visual,
+        kept=kept,
+        skipped=skipped,
+        layer_idx=layer_idx,
+    )

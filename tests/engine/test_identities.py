@@ -1,0 +1,175 @@
+"""Off is unmodified, dropped is masked, a batch is its singles: for every strategy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoProcessor
+
+from app.budget import Counts, FlopsShare
+from app.core import ChatRequest, SamplingParams
+from app.cost import kv_bytes_per_row
+from app.engine.runner import ModelRunner
+from app.models.transformers import TransformersAdapter
+from tests.cases import STRATEGIES, StrategyCase
+from tests.engine.driving import Reference, answers, assert_same_tokens, begin
+from tests.tiny import NUM_VISUAL, chat_request, noise_image, reference_model
+
+NUM_PROMPTS = 20
+
+
+@pytest.fixture(scope="module")
+def reference(llava_folder: Path) -> Reference:
+    return Reference(reference_model(llava_folder), AutoProcessor.from_pretrained(llava_folder))
+
+
+def _request(case: StrategyCase, seed: int = 0) -> ChatRequest:
+    tokens = 20 if case.prunes_tokens else None
+    layers = 5 if case.prunes_layers else None
+    form = Counts(tokens=tokens, layers=layers)
+    return chat_request(
+        seed, form=form, strategy=case.name, options=case.options, id=f"{case}-{seed}"
+    )
+
+
+@pytest.mark.parametrize("seed", range(NUM_PROMPTS))
+def test_the_dense_plan_is_generate_token_for_token(
+    runner: ModelRunner, adapter: TransformersAdapter, reference: Reference, seed: int
+) -> None:
+    image = noise_image(seed, width=20 + 9 * seed, height=100 - 3 * seed)
+    request = chat_request(seed, images=(image,))
+    prompt = adapter.prompt(request.question, [adapter.grid(image)]).token_ids
+    (sequence,) = begin(runner, [request])
+    while runner.step([sequence])[0].result is None:
+        pass
+    theirs = reference.generate(request, prompt)
+    logits = reference.logits(request, prompt, theirs, sequence.plan)
+    assert_same_tokens(sequence.token_ids, theirs, logits)
+
+
+def test_two_images_in_one_request_equal_generate(
+    runner: ModelRunner, adapter: TransformersAdapter, reference: Reference
+) -> None:
+    request = chat_request(3, num_images=2)
+    grids = [adapter.grid(image) for image in request.images]
+    prompt = adapter.prompt(request.question, grids).token_ids
+    (sequence,) = begin(runner, [request])
+    while runner.step([sequence])[0].result is None:
+        pass
+    theirs = reference.generate(request, prompt)
+    logits = reference.logits(request, prompt, theirs, sequence.plan)
+    assert_same_tokens(sequence.token_ids, theirs, logits)
+
+
+@pytest.mark.parametrize("case", STRATEGIES, ids=str)
+def test_what_is_dropped_equals_what_is_masked(
+    case: StrategyCase, runner: ModelRunner, adapter: TransformersAdapter, reference: Reference
+) -> None:
+    request = _request(case)
+    prompt = adapter.prompt(request.question, [adapter.grid(request.images[0])]).token_ids
+    (sequence,) = begin(runner, [request])
+    logits = []
+    original = adapter.logits
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            adapter, "logits", lambda hidden: logits.append(original(hidden)) or logits[-1]
+        )
+        while runner.step([sequence])[0].result is None:
+            pass
+    ours = torch.cat(logits)
+    theirs = reference.logits(request, prompt, sequence.token_ids, sequence.plan)
+    assert not sequence.plan.is_dense
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_a_batch_of_mixed_plans_equals_its_singles(runner: ModelRunner) -> None:
+    requests = [_request(case, seed) for seed, case in enumerate(STRATEGIES)]
+    requests += [chat_request(77), chat_request(78, form=FlopsShare(share=0.55))]
+    together = answers(runner, requests)
+    for request in requests:
+        alone = answers(runner, [request])[request.id]
+        assert together[request.id].plan == alone.plan
+        assert together[request.id].answer == alone.answer
+        assert together[request.id].cost == alone.cost
+
+
+def test_requests_may_join_and_leave_between_steps(runner: ModelRunner) -> None:
+    first, second = (
+        chat_request(1, sampling=SamplingParams(max_tokens=9)),
+        chat_request(2, form=FlopsShare(share=0.5), strategy="par"),
+    )
+    alone = {r.id: answers(runner, [r])[r.id].answer for r in (first, second)}
+    (early,) = begin(runner, [first])
+    ended = {}
+    for _ in range(3):
+        runner.step([early])
+    live = [early, *begin(runner, [second])]
+    while live:
+        for outcome in runner.step(live):
+            if outcome.result is not None:
+                ended[outcome.request_id] = outcome.result.answer
+        live = [sequence for sequence in live if sequence.request.id not in ended]
+    assert ended == alone
+
+
+@pytest.mark.parametrize("case", STRATEGIES, ids=str)
+def test_skipped_layers_and_dropped_tokens_hold_no_memory(
+    case: StrategyCase, runner: ModelRunner, adapter: TransformersAdapter
+) -> None:
+    request = _request(case)
+    (sequence,) = begin(runner, [request])
+    runner.step([sequence])
+    plan, shape = sequence.plan, sequence.prepared.shape
+    assert sequence.kv.layers == tuple(idx for idx, runs in enumerate(plan.runs) if runs)
+    rows = sum(shape.num_text + plan.visual_rows(idx) for idx in sequence.kv.layers)
+    assert sequence.kv.bytes_used == rows * kv_bytes_per_row(adapter.geometry)
+    assert sequence.kv.bytes_held <= runner.kv_bytes_bound(sequence.prepared)
+    runner.release(sequence)
+    assert runner.kv_bytes_held() == 0
+
+
+@pytest.mark.parametrize("case", STRATEGIES, ids=str)
+def test_budget_1_runs_no_strategy(case: StrategyCase, runner: ModelRunner) -> None:
+    request = chat_request(5, strategy=case.name, options=case.options)
+    dense = replace(
+        request, id="dense", budget=replace(request.budget, strategy="none", options={})
+    )
+    results = answers(runner, [request, dense])
+    result = results[request.id]
+    assert result.plan.is_dense
+    assert result.cost.router == 0
+    assert result.cost.saved == 0
+    assert result.answer == results["dense"].answer
+
+
+@pytest.mark.parametrize("case", STRATEGIES, ids=str)
+def test_a_strategy_keeps_order_and_count_and_repeats_itself(
+    case: StrategyCase, runner: ModelRunner
+) -> None:
+    first, again = (answers(runner, [_request(case)])[str(case) + "-0"] for _ in range(2))
+    assert first.plan == again.plan
+    if case.prunes_tokens:
+        assert first.plan.kept == tuple(sorted(set(first.plan.kept or ())))
+        assert first.plan.num_kept == len(first.plan.kept or ()) == 20
+        assert first.plan.last_selection_layer == case.selection_layer
+    else:
+        assert first.plan.num_kept == NUM_VISUAL
+    assert first.plan.num_layers_run == (5 if case.prunes_layers else 6)
+
+
+@pytest.mark.parametrize("case", [c for c in STRATEGIES if c.prunes_tokens], ids=str)
+def test_one_visual_token_survives(case: StrategyCase, runner: ModelRunner) -> None:
+    request = chat_request(form=Counts(tokens=1), strategy=case.name, options=case.options)
+    assert answers(runner, [request])[request.id].plan.num_kept == 1
+
+
+@pytest.mark.parametrize("case", [c for c in STRATEGIES if c.prunes_tokens], ids=str)
+def test_a_plan_request_shows_what_a_chat_would_do(case: StrategyCase, runner: ModelRunner) -> None:
+    chat = _request(case)
+    plan_only = replace(chat, id="plan", plan_only=True)
+    results = answers(runner, [chat, plan_only])
+    assert results["plan"].plan == results[chat.id].plan
+    assert results["plan"].num_generated == 0
