@@ -31,11 +31,10 @@ def head_flops(geometry: ModelGeometry) -> int:
 def prefill_flops(geometry: ModelGeometry, shape: PromptShape, plan: Plan) -> int:
     """The prompt through the layers that `plan` runs, plus one row of logits."""
     total = head_flops(geometry)
-    for layer_idx, runs in enumerate(plan.runs):
-        if runs:
-            rows = shape.num_text + plan.visual_rows(layer_idx)
-            total += rows * row_flops(geometry)
-            total += attention_flops(geometry, num_queries=rows, num_keys=rows)
+    for visual, num_layers in plan.spans():
+        rows = shape.num_text + visual
+        attention = attention_flops(geometry, num_queries=rows, num_keys=rows)
+        total += num_layers * (rows * row_flops(geometry) + attention)
     return total
 
 
@@ -45,12 +44,10 @@ def decode_flops(
     """All steps after prefill: the first generated token comes from the prompt's own logits."""
     steps = max(num_generated - 1, 0)
     total = steps * head_flops(geometry)
-    for layer_idx, runs in enumerate(plan.runs):
-        if runs:
-            held = shape.num_text + plan.visual_rows(layer_idx)
-            keys = steps * held + steps * (steps + 1) // 2
-            total += steps * row_flops(geometry)
-            total += attention_flops(geometry, num_queries=1, num_keys=keys)
+    for visual, num_layers in plan.spans():
+        keys = steps * (shape.num_text + visual) + steps * (steps + 1) // 2
+        attention = attention_flops(geometry, num_queries=1, num_keys=keys)
+        total += num_layers * (steps * row_flops(geometry) + attention)
     return total
 
 
@@ -62,9 +59,7 @@ def kv_bytes_per_row(geometry: ModelGeometry) -> int:
 def kv_bytes(geometry: ModelGeometry, shape: PromptShape, plan: Plan, *, num_generated: int) -> int:
     """KV held at the end: (kept layer, surviving row) pairs only."""
     added = max(num_generated - 1, 0)
-    rows = sum(
-        shape.num_text + plan.visual_rows(idx) + added for idx, runs in enumerate(plan.runs) if runs
-    )
+    rows = sum(count * (shape.num_text + visual + added) for visual, count in plan.spans())
     return rows * kv_bytes_per_row(geometry)
 
 

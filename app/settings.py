@@ -12,6 +12,7 @@ from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ENV_PREFIX = "ALLROUNDER_"
+ROOT = Path(__file__).parents[1]
 
 
 class Settings(BaseSettings):
@@ -31,7 +32,7 @@ class Settings(BaseSettings):
         description="The word demo, a local transformers folder, a hub id, or random:<shape>.",
     )
     router_dir: Path = Field(
-        default=Path("router_weights"),
+        default=ROOT / "router_weights",
         description="Folder with one subfolder of router weights per model.",
     )
     allow_hub: bool = Field(
@@ -70,7 +71,7 @@ class Settings(BaseSettings):
         default=8000,
         ge=0,
         le=65535,
-        validation_alias=AliasChoices(f"{ENV_PREFIX}PORT", "PORT"),
+        validation_alias=AliasChoices(f"{ENV_PREFIX}PORT", "port"),
         description="Port to listen on; PORT is an alias.",
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
@@ -104,7 +105,7 @@ class Settings(BaseSettings):
     )
     redis_url: SecretStr | None = Field(
         default=None,
-        validation_alias=AliasChoices(f"{ENV_PREFIX}REDIS_URL", "REDIS_URL"),
+        validation_alias=AliasChoices(f"{ENV_PREFIX}REDIS_URL", "redis_url"),
         description="Redis for batch jobs; REDIS_URL is an alias. Default: the embedded queue.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(

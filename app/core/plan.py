@@ -73,6 +73,15 @@ class Plan:
                 count = selection.count
         return count
 
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """(visual rows, layers run) of each stretch between selections, first layer first."""
+        starts = [0, *(selection.layer_idx for selection in self.selections), len(self.runs)]
+        counts = [self.num_visual, *(selection.count for selection in self.selections)]
+        return tuple(
+            (count, sum(self.runs[start:end]))
+            for count, start, end in zip(counts, starts[:-1], starts[1:], strict=True)
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:

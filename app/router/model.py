@@ -95,8 +95,8 @@ class MetaRouter(nn.Module):
         """
         num_visual, num_layers = visual_BVD.shape[1], len(self.config.candidates)
         rows = self._embed(visual_BVD, question_BQD)
-        mask = self._mask(rows, visual_BVD, question_mask_BQ)
-        rows = rows + self._attend(self.attention_norm(rows), mask)
+        visible = self._visible(rows, visual_BVD, question_mask_BQ)
+        rows = rows + self._attend(self.attention_norm(rows), visible)
         rows = rows + self.contract(nn.functional.gelu(self.expand(self.mlp_norm(rows))))
         rows = self.output_norm(rows)
         tokens: Tensor = self.token_head(rows[:, :num_visual])[..., 0]
@@ -113,32 +113,37 @@ class MetaRouter(nn.Module):
         ]
         return torch.cat(typed, dim=1)
 
-    def _attend(self, rows_BRW: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend(self, rows_BRW: Tensor, visible_BR: Tensor | None) -> Tensor:
         batch, num_rows, width = rows_BRW.shape
         heads = self.qkv(rows_BRW).view(batch, num_rows, 3, self.config.num_heads, -1)
         query, key, value = heads.permute(2, 0, 3, 1, 4)
-        cos, sin = _rotation(num_rows, query.shape[-1], like=query)
+        cos, sin = _rotation(_positions(rows_BRW, visible_BR), query.shape[-1], like=query)
         mixed = scaled_dot_product_attention(
             _rotate(query, cos, sin),
             _rotate(key, cos, sin),
             value,
-            attn_mask=mask,
-            is_causal=mask is None and self.config.attention == "causal",
+            attn_mask=self._mask(visible_BR),
+            is_causal=visible_BR is None and self.config.attention == "causal",
         )
         output: Tensor = self.mix(mixed.transpose(1, 2).reshape(batch, num_rows, width))
         return output
 
-    def _mask(
+    def _visible(
         self, rows_BRW: Tensor, visual_BVD: Tensor, question_mask_BQ: Tensor | None
     ) -> Tensor | None:
         if question_mask_BQ is None:
             return None
-        batch, num_rows, _ = rows_BRW.shape
-        visible = torch.ones(batch, num_rows, dtype=torch.bool, device=rows_BRW.device)
+        visible_BR = torch.ones(rows_BRW.shape[:2], dtype=torch.bool, device=rows_BRW.device)
         start = visual_BVD.shape[1]
-        visible[:, start : start + question_mask_BQ.shape[1]] = question_mask_BQ
-        mask = visible[:, None, None]
+        visible_BR[:, start : start + question_mask_BQ.shape[1]] = question_mask_BQ
+        return visible_BR
+
+    def _mask(self, visible_BR: Tensor | None) -> Tensor | None:
+        if visible_BR is None:
+            return None
+        mask = visible_BR[:, None, None]
         if self.config.attention == "causal":
+            num_rows = visible_BR.shape[1]
             mask = (
                 mask & torch.ones(num_rows, num_rows, dtype=torch.bool, device=mask.device).tril()
             )
@@ -152,9 +157,16 @@ def _head(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), nn.GELU(), score)
 
 
-def _rotation(num_rows: int, head_size: int, *, like: Tensor) -> tuple[Tensor, Tensor]:
+def _positions(rows_BRW: Tensor, visible_BR: Tensor | None) -> Tensor:
+    """Padding takes no position, so that a padded request scores as it does alone: B x R."""
+    if visible_BR is None:
+        return torch.arange(rows_BRW.shape[1], device=rows_BRW.device)[None]
+    return visible_BR.cumsum(1) - 1
+
+
+def _rotation(positions_BR: Tensor, head_size: int, *, like: Tensor) -> tuple[Tensor, Tensor]:
     frequency = _ROPE_THETA ** (-torch.arange(0, head_size, 2, device=like.device) / head_size)
-    angle = torch.arange(num_rows, device=like.device)[:, None] * frequency
+    angle = (positions_BR[:, None, :, None] * frequency).float()
     return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
 
 

@@ -85,5 +85,5 @@ def block_influence(frozen: FrozenModel, asked: Asked) -> Tensor:
     return torch.stack(influence).cpu()
 
 
-def _attend(layer_idx: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+def _attend(_: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
     return attend_one(query[0], key[0], value[0], scaling).transpose(0, 1)[None]

@@ -62,7 +62,6 @@ def collect(
     *,
     look: Look,
     candidates: tuple[int, ...],
-    num_skipped: int,
 ) -> list[Measured]:
     """Measure every sample; the same pictures, options and model give the same result.
 
@@ -73,6 +72,9 @@ def collect(
         return [Measured(**entry) for entry in torch.load(path, weights_only=True)]
     measured: list[Measured] = []
     layers = sorted({*options.proposal_layers, look.layer_idx})
+    wanted = options.skip_layers
+    eighth = round(bank.frozen.num_layers / 8)
+    num_skipped = min(eighth if wanted is None else wanted, len(candidates))
     with tqdm(total=bank.num_questions, desc="actions", unit="sample") as bar:
         for batch in bank.batches():
             answers = bank.frozen.answer([asked for _, asked in batch], probed_layers=layers)

@@ -74,9 +74,7 @@ def fit(
     return sum(last) / max(len(last), 1)
 
 
-def router_inputs(
-    samples: Sequence[Measured], bank: PictureBank
-) -> tuple[Tensor, Tensor, Tensor]:
+def router_inputs(samples: Sequence[Measured], bank: PictureBank) -> tuple[Tensor, Tensor, Tensor]:
     """Visual tokens B x V x D, padded question rows B x Q x D and which of those are real."""
     adapter = bank.frozen.adapter
     visual_BVD = torch.stack([bank.visual(sample.picture_idx) for sample in samples])
@@ -108,5 +106,5 @@ def _backward(
         tokens_BV, layers_BN = network(*router_inputs(alike, bank))
         loss = loss_of(alike, tokens_BV, layers_BN) * (len(alike) / len(batch))
         loss.backward()
-        total += float(loss)
+        total += loss.item()
     return total

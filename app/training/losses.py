@@ -15,7 +15,7 @@ from app.training.options import RouterTrainingOptions
 from app.training.preferences import action_log_prob, balanced_pairs, preference_loss
 
 
-def attention_loss(samples: Sequence[Measured], tokens_BV: Tensor, layers_BN: Tensor) -> Tensor:
+def attention_loss(samples: Sequence[Measured], tokens_BV: Tensor, _: Tensor) -> Tensor:
     """Cross-entropy of softmax(token logits) against the frozen model's attention."""
     target_BV = torch.stack([sample.target_V for sample in samples]).to(tokens_BV)
     return -(target_BV * tokens_BV.log_softmax(-1)).sum(-1).mean()
@@ -27,9 +27,7 @@ class PreferenceLoss:
     def __init__(self, options: RouterTrainingOptions) -> None:
         self._options = options
 
-    def __call__(
-        self, samples: Sequence[Measured], tokens_BV: Tensor, layers_BN: Tensor
-    ) -> Tensor:
+    def __call__(self, samples: Sequence[Measured], tokens_BV: Tensor, layers_BN: Tensor) -> Tensor:
         pairs = [
             (row, good, bad)
             for row, sample in enumerate(samples)

@@ -17,6 +17,7 @@ from tests.cases import STRATEGIES, StrategyCase
 from tests.engine.driving import answers
 from tests.tiny import NUM_VISUAL, chat_request
 
+pytestmark = pytest.mark.timeout(90)
 NUM_PLANS = 4
 
 

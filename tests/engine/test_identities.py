@@ -18,6 +18,7 @@ from tests.cases import STRATEGIES, StrategyCase
 from tests.engine.driving import Reference, answers, assert_same_tokens, begin
 from tests.tiny import NUM_VISUAL, chat_request, noise_image, reference_model
 
+pytestmark = pytest.mark.timeout(90)
 NUM_PROMPTS = 20
 
 

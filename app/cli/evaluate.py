@@ -1,0 +1,46 @@
+"""`allrounder evaluate`: accuracy, loyalty and cost per strategy and budget, in one run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Annotated
+
+import typer
+
+
+def register(cli: typer.Typer) -> None:
+    cli.command()(evaluate)
+
+
+def evaluate(
+    model: Annotated[str, typer.Option(help="demo, or a transformers folder.")] = "demo",
+    benchmark: Annotated[str, typer.Option(help="Which questions to ask.")] = "demo",
+    strategies: Annotated[str, typer.Option(help="Comma-separated names.")] = "none,par",
+    budgets: Annotated[str, typer.Option(help="Comma-separated shares.")] = "1,0.5,0.25",
+    limit: Annotated[int, typer.Option(help="Questions at most.", min=1)] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the held-out questions.")] = 0,
+    timed: Annotated[int, typer.Option(help="Rounds of single requests to time.", min=0)] = 50,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print cells as JSON.")] = False,
+) -> None:
+    """Run a benchmark over a grid of strategies and budgets."""
+    from tqdm import tqdm
+
+    from app.engine.runner import load_runner
+    from app.evaluation.benchmarks import BENCHMARKS
+    from app.evaluation.report import cells_of, table_of
+    from app.evaluation.runner import evaluate as run
+    from app.evaluation.runner import settings_of
+    from app.settings import Settings
+
+    if benchmark not in BENCHMARKS:
+        raise typer.BadParameter(f"unknown benchmark {benchmark!r}; known: {', '.join(BENCHMARKS)}")
+    logging.basicConfig(level=logging.WARNING)
+    items = BENCHMARKS[benchmark]().items(limit=limit, seed=seed)
+    grid = settings_of(strategies.split(","), [float(budget) for budget in budgets.split(",")])
+    runner = load_runner(Settings(model=model, threads=threads))
+    with tqdm(total=len(items) * len(grid), unit="question") as bar:
+        trials = run(runner, items, grid, timed_rounds=timed, tick=bar.update)
+    cells = cells_of(benchmark, items, trials)
+    typer.echo(json.dumps({"cells": cells}) if as_json else table_of(cells))

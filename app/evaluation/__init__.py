@@ -1,0 +1,1 @@
+"""Quality at a price: benchmarks run through the engine's own runner."""

@@ -1,0 +1,12 @@
+"""Benchmarks by name.
+
+To add one: a file here with a class that satisfies `Benchmark`, one line in `BENCHMARKS`, and
+scorer cases in `tests/evaluation` (right, wrong, malformed, empty; a published score reproduced).
+"""
+
+from __future__ import annotations
+
+from app.evaluation.base import Benchmark
+from app.evaluation.benchmarks.demo import DemoBenchmark
+
+BENCHMARKS: dict[str, type[Benchmark]] = {DemoBenchmark.name: DemoBenchmark}

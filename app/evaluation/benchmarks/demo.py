@@ -1,0 +1,51 @@
+"""Held-out procedural scenes: what the embedded model was made for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import partial
+
+from app.core import ImageInput
+from app.demo.held_out import Exam, draw_exams
+from app.demo.questions import Question, is_correct
+from app.evaluation.base import Item
+
+_QUESTIONS_PER_SCENE = 10
+
+
+class DemoBenchmark:
+    """One question of each type on every scene, in the order they are drawn."""
+
+    name = "demo"
+
+    def items(self, *, limit: int, seed: int) -> Sequence[Item]:
+        num_scenes = limit // (_QUESTIONS_PER_SCENE // 2) + 1
+        exams = draw_exams(num_scenes, seed=seed)
+        items = [
+            _item(exam, question, cluster)
+            for cluster, exam in enumerate(exams)
+            for question in exam.questions
+        ]
+        return items[:limit]
+
+
+def _item(exam: Exam, question: Question, cluster: int) -> Item:
+    return Item(
+        image=picture(exam),
+        question=question.text,
+        type=question.type,
+        cluster=cluster,
+        grade=partial(_grade, question),
+    )
+
+
+def picture(exam: Exam) -> ImageInput:
+    height, width, _ = exam.image.shape
+    rgb = exam.image.tobytes()
+    digest = hashlib.sha256(rgb).hexdigest()
+    return ImageInput(width=width, height=height, rgb=rgb, digest=digest)
+
+
+def _grade(question: Question, answer: str) -> bool:
+    return is_correct(answer, question)

@@ -1,0 +1,240 @@
+"""No plan ever exceeds its budget, whatever the geometry, prompt, strategy or choice."""
+
+from __future__ import annotations
+
+import random
+import statistics
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.budget import Budget, Counts, FlopsShare
+from app.core import BudgetRequest, ModelGeometry, Plan, PromptShape
+from app.cost import cost_of
+from app.errors import AllrounderError, BudgetTooSmall, InvalidField
+from app.pruning import make_strategy
+from app.pruning.allocate import Allocation, Allocator, settle
+from app.pruning.base import Context
+from app.pruning.frontier import CalibratedFrontier, PublishedFrontier
+from app.router.model import RouterConfig, router_flops
+from tests.cases import BUDGETS, STRATEGIES, BudgetCase
+
+MANY = 2000
+
+
+def _context(geometry: ModelGeometry) -> Context:
+    return Context(
+        geometry=geometry,
+        router_candidates=tuple(range(geometry.num_layers // 2, geometry.num_layers)),
+        block_influence=tuple(0.1 + idx * 7 % 5 for idx in range(geometry.num_layers)),
+    )
+
+
+def _allocator(
+    geometry: ModelGeometry, shape: PromptShape, name: str, *, calibrated: bool = False
+) -> Allocator:
+    config = RouterConfig.for_model(model_width=geometry.width, num_layers=geometry.num_layers)
+    frontier = CalibratedFrontier(
+        skip_ratios=(0.0, 0.25, 0.5),
+        token_ratios=(0.05, 0.25, 1.0),
+        kl_nats=((0.9, 0.1, 0.0), (1.0, 0.15, 0.05), (1.5, 0.6, 0.5)),
+    )
+    return Allocator(
+        context=_context(geometry),
+        strategy=make_strategy(name),
+        shape=shape,
+        frontier=frontier if calibrated else PublishedFrontier(),
+        router_flops=lambda s: router_flops(
+            config, num_visual=s.num_visual, num_question=s.num_question
+        ),
+    )
+
+
+def _request(form: Budget) -> BudgetRequest:
+    return BudgetRequest(form=form, requested=None)
+
+
+def _settled(allocation: Allocation, draw: random.Random) -> Plan:
+    """Any choice a strategy could make within the allocation."""
+    plan = allocation.plan
+    skipped = draw.sample(allocation.allowed, allocation.num_skipped)
+    kept = tuple(sorted(draw.sample(range(plan.num_visual), plan.num_kept)))
+    return settle(plan, skipped=tuple(skipped), kept=kept)
+
+
+geometries = st.builds(
+    ModelGeometry,
+    num_layers=st.integers(4, 48),
+    width=st.sampled_from([64, 128, 512, 4096]),
+    num_heads=st.sampled_from([4, 8, 32]),
+    num_kv_heads=st.sampled_from([1, 2, 4]),
+    head_dim=st.sampled_from([16, 64, 128]),
+    mlp_width=st.sampled_from([172, 352, 11008]),
+    vocab_size=st.sampled_from([1000, 32000]),
+    max_positions=st.just(4096),
+)
+shapes = st.builds(
+    PromptShape,
+    num_text=st.integers(1, 300),
+    visual_per_image=st.lists(st.integers(1, 900), min_size=1, max_size=3).map(tuple),
+    num_question=st.integers(1, 300),
+)
+names = st.sampled_from([case.name for case in STRATEGIES])
+
+
+@pytest.mark.timeout(60)
+@settings(max_examples=MANY)
+@given(geometries, shapes, names, st.floats(0.01, 1.0), st.booleans(), st.integers(0, 2**32))
+def test_no_plan_exceeds_its_share(
+    geometry: ModelGeometry,
+    shape: PromptShape,
+    name: str,
+    share: float,
+    calibrated: bool,
+    seed: int,
+) -> None:
+    form = FlopsShare(share=share)
+    allocator = _allocator(geometry, shape, name, calibrated=calibrated)
+    try:
+        allocation = allocator.allocate(_request(form))
+    except BudgetTooSmall:
+        assert allocator.smallest_share() > share
+        return
+    plan = _settled(allocation, random.Random(seed))
+    cost = cost_of(geometry, shape, plan)
+    assert form.allows(cost)
+    assert cost.prefill_ratio <= allocation.limit
+    assert cost.saved >= 0
+    assert plan.num_kept >= 1
+    assert cost_of(geometry, shape, plan, num_generated=50).saved >= 0
+
+
+@settings(max_examples=300)
+@given(geometries, shapes, names, st.integers(1, 900), st.integers(2, 48), st.integers(0, 2**32))
+def test_no_plan_exceeds_its_counts(
+    geometry: ModelGeometry,
+    shape: PromptShape,
+    name: str,
+    tokens: int,
+    layers: int,
+    seed: int,
+) -> None:
+    form = Counts(tokens=tokens, layers=layers)
+    try:
+        allocation = _allocator(geometry, shape, name).allocate(_request(form))
+    except InvalidField as err:
+        refused = err.param
+    else:
+        refused = None
+    if refused is not None:
+        assert refused in ("budget.tokens", "budget.layers")
+        return
+    plan = _settled(allocation, random.Random(seed))
+    cost = cost_of(geometry, shape, plan)
+    assert plan.is_dense or form.allows(cost)
+    assert cost.prefill_ratio <= allocation.limit
+    assert cost.saved >= 0
+
+
+GEOMETRY = ModelGeometry(
+    num_layers=16,
+    width=128,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=32,
+    mlp_width=352,
+    vocab_size=1024,
+    max_positions=2048,
+)
+SHAPE = PromptShape(num_text=20, visual_per_image=(196,), num_question=16)
+
+
+@pytest.mark.parametrize("name", ["random", "fastv", "par", "par-token", "fastv+shortgpt"])
+def test_a_plan_spends_most_of_what_it_may(name: str) -> None:
+    allocator = _allocator(GEOMETRY, SHAPE, name, calibrated=True)
+    smallest = allocator.smallest_share()
+    shares = [s / 100 for s in range(5, 100) if s / 100 > smallest]
+    spent = [
+        cost_of(
+            GEOMETRY, SHAPE, allocator.allocate(_request(FlopsShare(share=share))).plan
+        ).prefill_ratio
+        / share
+        for share in shares
+    ]
+    assert statistics.mean(spent) >= 0.85
+
+
+@pytest.mark.parametrize("case", BUDGETS, ids=lambda case: str(case.tighter))
+def test_a_looser_value_allows_all_that_a_tighter_one_did(case: BudgetCase) -> None:
+    geometry = ModelGeometry(
+        num_layers=6,
+        width=64,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=16,
+        mlp_width=172,
+        vocab_size=300,
+        max_positions=512,
+    )
+    allocation = _allocator(geometry, SHAPE, "random").allocate(_request(case.tighter))
+    cost = cost_of(geometry, SHAPE, allocation.plan)
+    assert case.tighter.allows(cost)
+    assert case.looser.allows(cost)
+    dense = Plan.dense(num_layers=geometry.num_layers, num_visual=SHAPE.num_visual)
+    assert not case.tighter.allows(cost_of(geometry, SHAPE, dense))
+
+
+def test_the_smallest_possible_budget_is_named_and_possible() -> None:
+    allocator = _allocator(GEOMETRY, SHAPE, "par")
+    with pytest.raises(BudgetTooSmall, match="smallest possible is") as caught:
+        allocator.allocate(_request(FlopsShare(share=0.001)))
+    named = float(caught.value.message.rsplit(" ", 1)[-1])
+    plan = allocator.allocate(_request(FlopsShare(share=named))).plan
+    assert plan.num_kept == 1
+
+
+def test_a_floor_of_tokens_is_kept() -> None:
+    allocator = Allocator(
+        context=_context(GEOMETRY),
+        strategy=make_strategy("random"),
+        shape=SHAPE,
+        frontier=PublishedFrontier(),
+        router_flops=lambda _: 0,
+        min_tokens=100,
+    )
+    with pytest.raises(BudgetTooSmall):
+        allocator.allocate(_request(FlopsShare(share=0.3)))
+    assert allocator.allocate(_request(FlopsShare(share=0.7))).plan.num_kept >= 100
+
+
+def test_protected_layers_are_never_offered() -> None:
+    geometry = ModelGeometry(
+        num_layers=8,
+        width=64,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=16,
+        mlp_width=172,
+        vocab_size=300,
+        max_positions=512,
+        protected_layers=frozenset({4, 5}),
+    )
+    allocation = _allocator(geometry, SHAPE, "par").allocate(_request(Counts(layers=6)))
+    assert allocation.allowed == (6, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "param"),
+    [
+        ("random", Counts(layers=17), "budget.layers"),
+        ("random", Counts(layers=3), "budget.layers"),
+        ("fastv", Counts(layers=12), "budget.layers"),
+        ("shortgpt", Counts(tokens=12), "budget.tokens"),
+    ],
+)
+def test_counts_that_cannot_be_met_are_refused_by_name(name: str, form: Counts, param: str) -> None:
+    with pytest.raises(AllrounderError) as caught:
+        _allocator(GEOMETRY, SHAPE, name).allocate(_request(form))
+    assert caught.value.status == 422
+    assert caught.value.param == param

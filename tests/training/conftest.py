@@ -1,0 +1,32 @@
+"""A random LLaVA of four layers, frozen, with a few procedural samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.models.loading import load_adapter
+from app.training.bank import PictureBank
+from app.training.measure import FrozenModel
+from app.training.samples import load_pictures
+from tests.tiny import tiny_llava_folder
+
+NUM_LAYERS, WIDTH = 4, 32
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llava_folder(
+        tmp_path_factory.mktemp("models") / "tiny", num_layers=NUM_LAYERS, seed_width=WIDTH
+    )
+
+
+@pytest.fixture(scope="session")
+def frozen(tiny_folder: Path) -> FrozenModel:
+    return FrozenModel(load_adapter(str(tiny_folder), device="cpu"), max_answer_tokens=6)
+
+
+@pytest.fixture(scope="session")
+def bank(frozen: FrozenModel) -> PictureBank:
+    return PictureBank(frozen, load_pictures("demo", num_samples=10, seed=0))

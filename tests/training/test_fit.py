@@ -1,0 +1,142 @@
+"""A router learns what its preferences say, and padding changes no score."""
+
+from __future__ import annotations
+
+import torch
+from torch.testing import assert_close
+
+from app.router.model import MetaRouter, RouterConfig
+from app.training.actions import draw_actions
+from app.training.bank import PictureBank
+from app.training.collect import Measured
+from app.training.fit import Schedule, fit, router_inputs
+from app.training.losses import PreferenceLoss, attention_loss
+from app.training.options import RouterTrainingOptions
+from tests.tiny import NUM_VISUAL
+from tests.training.conftest import WIDTH
+
+OPTIONS = RouterTrainingOptions(model="tiny", data="demo", beta=20.0)
+CANDIDATES = (2, 3)
+
+
+def tiny_router() -> MetaRouter:
+    return MetaRouter(RouterConfig(model_width=WIDTH, candidates=CANDIDATES, width=32, num_heads=4))
+
+
+def bright_tokens(bank: PictureBank, picture_idx: int) -> torch.Tensor:
+    """The quarter of a picture's tokens whose first feature is largest: V."""
+    first_V = bank.visual(picture_idx)[:, 0]
+    return first_V >= first_V.quantile(0.75)
+
+
+def planted_samples(bank: PictureBank, count: int) -> list[Measured]:
+    """Actions harm the more the fewer bright tokens they keep, and by skipping layer 3."""
+    samples = []
+    for idx in range(count):
+        picture_idx = idx % len(bank.pictures)
+        bright_V = bright_tokens(bank, picture_idx)
+        kept_AV = torch.zeros(5, NUM_VISUAL, dtype=torch.bool)
+        runs_AN = torch.ones(5, 2, dtype=torch.bool)
+        for row in range(5):
+            kept_AV[row, torch.randperm(NUM_VISUAL)[: NUM_VISUAL // 4]] = True
+            runs_AN[row, int(torch.randint(2, (1,)))] = False
+        harm_A = 4.0 * (~runs_AN[:, 1]) - (kept_AV & bright_V).sum(1)
+        samples.append(
+            Measured(
+                picture_idx=picture_idx,
+                question_ids=tuple(range(10, 13 + idx % 4)),
+                kept_AV=kept_AV,
+                runs_AN=runs_AN,
+                kl_nats=tuple(harm_A.tolist()),
+                target_V=bright_V / bright_V.sum(),
+            )
+        )
+    return samples
+
+
+def schedule(epochs: int) -> Schedule:
+    return Schedule(
+        name="test", epochs=epochs, batch_size=4, learning_rate=1e-2, weight_decay=0.0, seed=0
+    )
+
+
+def assert_ranks_bright_tokens_first(network: MetaRouter, bank: PictureBank) -> None:
+    samples = planted_samples(bank, len(bank.pictures))
+    with torch.no_grad():
+        tokens_BV, _ = network(*router_inputs(samples, bank))
+    for sample, tokens_V in zip(samples, tokens_BV, strict=True):
+        bright_V = bright_tokens(bank, sample.picture_idx)
+        top_V = tokens_V.topk(int(bright_V.sum())).indices
+        assert bright_V[top_V].float().mean() > 0.6
+
+
+def test_a_planted_preference_is_learned(bank: PictureBank) -> None:
+    network, samples = tiny_router(), planted_samples(bank, 24)
+    first = fit(network, samples, bank, PreferenceLoss(OPTIONS), schedule(1))
+    last = fit(network, samples, bank, PreferenceLoss(OPTIONS), schedule(6))
+    assert last < 0.7 * first
+    assert_ranks_bright_tokens_first(network, bank)
+    with torch.no_grad():
+        _, layers_BN = network(*router_inputs(samples[:4], bank))
+    assert bool((layers_BN[:, 1] > layers_BN[:, 0]).all())
+
+
+def test_attention_is_imitated(bank: PictureBank) -> None:
+    network = tiny_router()
+    fit(network, planted_samples(bank, 24), bank, attention_loss, schedule(6))
+    assert_ranks_bright_tokens_first(network, bank)
+
+
+def test_samples_without_a_clear_pair_teach_nothing(bank: PictureBank) -> None:
+    (sample,) = planted_samples(bank, 1)
+    alike = Measured(**{**vars(sample), "kl_nats": (0.5,) * 5})
+    network = tiny_router()
+    tokens_BV, layers_BN = network(*router_inputs([alike], bank))
+    assert PreferenceLoss(OPTIONS)([alike], tokens_BV, layers_BN).item() == 0
+
+
+def test_a_question_scores_the_same_padded_and_alone(bank: PictureBank) -> None:
+    network, samples = tiny_router(), planted_samples(bank, 4)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(0, 0.2)
+    together = network(*router_inputs(samples, bank))
+    for row, sample in enumerate(samples):
+        visual_BVD, question_BQD, _ = router_inputs([sample], bank)
+        for padded, alone in zip(together, network(visual_BVD, question_BQD), strict=True):
+            assert_close(padded[row], alone[0], atol=1e-5, rtol=1e-5)
+
+
+def test_actions_keep_and_skip_exactly_as_many_as_asked() -> None:
+    attention_HV = torch.rand(4, 30).softmax(-1)
+    for noise in ("logits", "zscore"):
+        actions = draw_actions(
+            [attention_HV],
+            count=7,
+            num_kept=5,
+            num_candidates=6,
+            num_skipped=2,
+            noise=noise,
+            scale=3.0,
+            generator=torch.Generator().manual_seed(1),
+        )
+        assert actions.kept_AV.sum(1).tolist() == [5] * 7
+        assert (~actions.runs_AN).sum(1).tolist() == [2] * 7
+        assert len({tuple(row) for row in actions.kept_AV.tolist()}) > 1
+
+
+def test_little_noise_keeps_the_top_of_the_attention() -> None:
+    attention_HV = torch.rand(4, 30).softmax(-1)
+    actions = draw_actions(
+        [attention_HV],
+        count=2,
+        num_kept=5,
+        num_candidates=2,
+        num_skipped=0,
+        noise="zscore",
+        scale=1e-6,
+        generator=torch.Generator().manual_seed(1),
+    )
+    top = attention_HV.mean(0).topk(5).indices.sort().values
+    for kept_V in actions.kept_AV:
+        assert kept_V.nonzero()[:, 0].tolist() == top.tolist()

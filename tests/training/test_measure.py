@@ -1,0 +1,122 @@
+"""Harm is measured on what is served: dense is free of it, and reference passes agree."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import LlavaForConditionalGeneration
+
+from app.pruning.base import Context
+from app.pruning.fastv import FastV
+from app.training.bank import PictureBank
+from app.training.calibrate import block_influence, monotone, skip_counts
+from app.training.measure import Asked, DenseAnswer, FrozenModel, make_plan
+from app.training.trials import plan_by, view_of
+from tests.tiny import NUM_VISUAL, reference_model
+from tests.training.conftest import NUM_LAYERS
+
+
+@pytest.fixture(scope="module")
+def asked(bank: PictureBank) -> list[Asked]:
+    return [one for batch in bank.batches() for _, one in batch][:5]
+
+
+@pytest.fixture(scope="module")
+def answers(frozen: FrozenModel, asked: list[Asked]) -> list[DenseAnswer]:
+    return frozen.answer(asked, probed_layers=range(NUM_LAYERS))
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_folder) -> LlavaForConditionalGeneration:
+    return reference_model(tiny_folder)
+
+
+def reference_hidden(
+    reference: LlavaForConditionalGeneration, asked: Asked, tail: list[int]
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Logits of all rows, and the input of every layer, by transformers."""
+    decoder = reference.model.language_model
+    rows = decoder.embed_tokens(torch.tensor([*asked.prompt.token_ids, *tail]))
+    rows[asked.visual_rows] = asked.visual_VD
+    with torch.no_grad():
+        output = decoder(inputs_embeds=rows[None], output_hidden_states=True)
+        return reference.lm_head(output.last_hidden_state)[0], output.hidden_states
+
+
+def test_the_dense_plan_harms_nothing(frozen: FrozenModel, answers: list[DenseAnswer]) -> None:
+    dense = make_plan(num_layers=NUM_LAYERS, num_visual=NUM_VISUAL)
+    for harm in frozen.compare([(answer, dense) for answer in answers]):
+        assert harm.kl_nats == pytest.approx(0, abs=1e-5)
+        assert harm.agrees
+
+
+def test_keeping_every_token_harms_nothing(frozen: FrozenModel, answers: list[DenseAnswer]) -> None:
+    for layer_idx in (0, 2):
+        plan = make_plan(
+            num_layers=NUM_LAYERS,
+            num_visual=NUM_VISUAL,
+            kept=range(NUM_VISUAL),
+            layer_idx=layer_idx,
+        )
+        (harm,) = frozen.compare([(answers[0], plan)])
+        assert harm.kl_nats == pytest.approx(0, abs=1e-5)
+
+
+def test_answers_and_their_probabilities_are_those_of_transformers(
+    reference: LlavaForConditionalGeneration, answers: list[DenseAnswer]
+) -> None:
+    for answer in answers:
+        logits_RN, _ = reference_hidden(reference, answer.asked, answer.token_ids[:-1])
+        expected_TN = logits_RN[-len(answer.token_ids) :].log_softmax(-1)
+        assert_close(answer.log_probs_TN, expected_TN, atol=1e-4, rtol=1e-4)
+        assert answer.token_ids == expected_TN.argmax(-1).tolist()
+
+
+def test_a_packed_trial_measures_what_it_measures_alone(
+    frozen: FrozenModel, answers: list[DenseAnswer]
+) -> None:
+    plans = [
+        make_plan(num_layers=NUM_LAYERS, num_visual=NUM_VISUAL, kept=[1, 5, 9], skipped=[2]),
+        make_plan(num_layers=NUM_LAYERS, num_visual=NUM_VISUAL, kept=[0, 3], layer_idx=1),
+        make_plan(num_layers=NUM_LAYERS, num_visual=NUM_VISUAL, skipped=[1, 3]),
+    ]
+    trials = [(answer, plan) for answer in answers for plan in plans]
+    alone = [frozen.compare([trial])[0].kl_nats for trial in trials]
+    together = [harm.kl_nats for harm in frozen.compare(trials)]
+    assert together == pytest.approx(alone, abs=1e-4)
+    assert max(alone) > 1e-3
+
+
+def test_a_trial_of_fastv_keeps_what_the_last_row_looks_at(
+    frozen: FrozenModel, answers: list[DenseAnswer]
+) -> None:
+    context = Context(geometry=frozen.adapter.geometry)
+    view = view_of(answers[0], frozen, context, seed=0)
+    plan = plan_by(FastV(layer=2), view, num_kept=4, num_skipped=0)
+    expected = answers[0].attention[1][:, -1].mean(0).topk(4).indices.sort().values
+    assert plan.kept == tuple(expected.tolist())
+    assert plan.last_selection_layer == 2
+
+
+def test_block_influence_is_that_of_transformers_hidden_states(
+    frozen: FrozenModel, reference: LlavaForConditionalGeneration, asked: list[Asked]
+) -> None:
+    _, states = reference_hidden(reference, asked[0], [])
+    influence_L = block_influence(frozen, asked[0])
+    # transformers norms its last state, so the last layer's output is not among them.
+    for layer_idx in range(NUM_LAYERS - 1):
+        cosine = torch.cosine_similarity(states[layer_idx][0], states[layer_idx + 1][0], dim=-1)
+        assert influence_L[layer_idx] == pytest.approx(1 - cosine.mean().item(), abs=1e-4)
+
+
+def test_more_tokens_are_never_worse_and_more_skips_never_better() -> None:
+    grid = monotone(torch.rand(4, 6))
+    assert bool((grid.diff(dim=1) <= 0).all())
+    assert bool((grid.diff(dim=0) >= 0).all())
+
+
+def test_the_grid_reaches_from_no_skip_to_all_candidates() -> None:
+    assert skip_counts(16, num_candidates=8) == [0, 1, 2, 3, 4, 6, 8]
+    assert skip_counts(16, num_candidates=15) == [0, 1, 2, 3, 4, 6, 8, 12, 15]
+    assert skip_counts(4, num_candidates=2) == [0, 1, 2]
