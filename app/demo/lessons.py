@@ -13,11 +13,12 @@ from transformers import PreTrainedTokenizerFast
 
 from app.demo.packing import Packed, pack
 from app.demo.pool import Pool, pool_scene
-from app.demo.questions import TYPES, ask_questions
-from app.demo.scenes import NUM_PATCHES, Split, object_patches
+from app.demo.questions import TYPES, Question, ask_questions
+from app.demo.scenes import NUM_PATCHES, Scene, Split, object_patches
 from app.demo.tokens import tokenise
 
 EASY_TYPES = ("exist", "count", "colour", "shape", "size", "corner", "where")
+HARD_TYPES = ("count", "position", "compare", "describe")
 MAX_EASY_OBJECTS = 5
 
 
@@ -29,6 +30,7 @@ class Plan:
     easy_types_until: float = 0.2
     informed_until: float = 0.4
     grounded_until: float = 0.7
+    hard_types_from: float = 0.55
     batch_size: int = 8
     max_blocks: int = 6
     per_type: int = 3
@@ -62,13 +64,11 @@ def draw_lesson(
     if progress < plan.easy_scenes_until:
         candidates = np.flatnonzero(pool.num_objects <= MAX_EASY_OBJECTS)
     indexes = np.sort(rng.choice(candidates, plan.batch_size, replace=False))
-    types = EASY_TYPES if progress < plan.easy_types_until else TYPES
     asker = Random(int(rng.integers(2**62)))
     rows, coverage = [], []
     for index in indexes:
         scene, _ = pool_scene(Split.TRAIN, scene_seed, int(index))
-        questions = ask_questions(scene, asker, per_type=plan.per_type, types=types)
-        asker.shuffle(questions)
+        questions = _draw_questions(scene, asker, plan, progress)
         rows.append(tokenise(tokenizer, questions))
         coverage.append(object_patches(scene))
     shown = np.stack([cover.any(axis=0) for cover in coverage])
@@ -78,6 +78,21 @@ def draw_lesson(
         kept=_draw_kept(rng, shown, informed_only=progress < plan.informed_until),
         skip=_draw_skip(rng, num_layers, plan.max_layer_drop * min(1.0, 2 * progress)),
     )
+
+
+def _draw_questions(scene: Scene, asker: Random, plan: Plan, progress: float) -> list[Question]:
+    """Easy types first, then all alike, and in the end twice as many of the hard ones."""
+    count = plan.per_type
+    if progress < plan.easy_types_until:
+        questions = ask_questions(scene, asker, per_type=count, types=EASY_TYPES)
+    elif progress < plan.hard_types_from:
+        questions = ask_questions(scene, asker, per_type=count)
+    else:
+        others = [name for name in TYPES if name not in HARD_TYPES]
+        questions = ask_questions(scene, asker, per_type=count + 1, types=HARD_TYPES)
+        questions += ask_questions(scene, asker, per_type=(count + 1) // 2, types=others)
+    asker.shuffle(questions)
+    return questions
 
 
 def _draw_kept(

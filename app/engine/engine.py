@@ -39,6 +39,7 @@ from app.errors import (
 logger = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 0.5
+_LAST_STEP_SECONDS = 10.0
 
 
 @dataclass(kw_only=True)
@@ -107,7 +108,7 @@ class Engine:
         with self._changed:
             self._abort = True
             self._changed.notify()
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, _LAST_STEP_SECONDS)
 
     async def submit(self, request: ChatRequest) -> QueuedStream:
         try:

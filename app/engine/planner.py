@@ -51,7 +51,8 @@ class Planner:
         if self._router is not None:
             return "par"
         asks_layers = budget is not None and getattr(budget.form, "layers", None) is not None
-        return f"{_TRAINING_FREE}+shortgpt" if asks_layers else _TRAINING_FREE
+        calibrated = self._context.block_influence is not None
+        return f"{_TRAINING_FREE}+shortgpt" if asks_layers and calibrated else _TRAINING_FREE
 
     def choose_first(self, prepared: PreparedPrompt, prompt: Prompt, visual_VD: Tensor) -> Plan:
         """All that can be chosen before prefill: layers, and tokens dropped at layer 0."""

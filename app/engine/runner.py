@@ -52,6 +52,7 @@ class ModelRunner:
         self._max_images = max_images
         self._kv_bytes_limit = kv_bytes_limit
         self._held: dict[str, Sequence] = {}
+        self._kv_bytes_held = 0
         self._capabilities = self._describe(router)
 
     def capabilities(self) -> Capabilities:
@@ -118,6 +119,7 @@ class ModelRunner:
                 sequence.clock.decode += took
             sequence.prefilled = True
             outcomes.append(self._advance(sequence, logits_N))
+        self._count_held()
         return outcomes
 
     def finish(self, running: Running, reason: FinishReason) -> ChatResult:
@@ -131,12 +133,17 @@ class ModelRunner:
         assert isinstance(running, Sequence)
         running.kv.release()
         self._held.pop(running.request.id, None)
+        self._count_held()
 
     def kv_bytes_held(self) -> int:
-        return sum(sequence.kv.bytes_held for sequence in tuple(self._held.values()))
+        return self._kv_bytes_held
 
     def kv_bytes_limit(self) -> int:
         return self._kv_bytes_limit
+
+    def _count_held(self) -> None:
+        """On the engine's thread, so that other threads read one number and nothing that moves."""
+        self._kv_bytes_held = sum(seq.kv.bytes_held for seq in self._held.values())
 
     def _check_length(self, request: ChatRequest, num_rows: int) -> None:
         limit = self._adapter.geometry.max_positions
@@ -183,7 +190,7 @@ class ModelRunner:
 
     def _segment(self, sequence: Sequence) -> Segment:
         if sequence.prefilled:
-            return sequence.decode_segment(self._adapter, num_axes=self._num_axes(sequence))
+            return sequence.decode_segment(self._adapter)
         open_selection = sequence.awaits_selection
         segment = prompt_segment(
             sequence,
@@ -193,10 +200,6 @@ class ModelRunner:
         if open_selection:
             segment.choose = partial(self._planner.choose_at, sequence)
         return segment
-
-    def _num_axes(self, sequence: Sequence) -> int:
-        prepared = sequence.prepared
-        return int(self._adapter.positions(prepared.prompt, prepared.grids).rows_PT.shape[0])
 
     def _advance(self, sequence: Sequence, logits_N: Tensor) -> Outcome:
         token_id = sequence.sampler.next_id(logits_N)

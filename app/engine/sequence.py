@@ -75,6 +75,7 @@ class Sequence:
     clock: StageClock = field(default_factory=StageClock)
     token_ids: list[int] = field(default_factory=list)
     next_position: int = 0
+    num_axes: int = 1
     prefilled: bool = False
 
     @property
@@ -90,21 +91,21 @@ class Sequence:
         """A selection past layer 0 is still open: only prefill can fill it in."""
         return any(selection.kept is None for selection in self.plan.selections)
 
-    def decode_segment(self, adapter: Adapter, num_axes: int) -> Segment:
+    def decode_segment(self, adapter: Adapter) -> Segment:
         """One row: the newest token at its unpruned position."""
         position = self.next_position + len(self.token_ids) - 1
         return Segment(
             plan=self.plan,
             kv=self.kv,
             hidden_SD=adapter.embed(self.token_ids[-1:]),
-            positions_PS=torch.full((num_axes, 1), position),
+            positions_PS=torch.full((self.num_axes, 1), position),
         )
 
     def result(self, geometry: ModelGeometry, reason: FinishReason, *, now: float) -> ChatResult:
         clock = self.clock
         return ChatResult(
             request_id=self.request.id,
-            answer=self.text.text.rstrip(),
+            answer=self.text.text,
             finish_reason=reason,
             shape=self.prepared.shape,
             num_generated=self.num_generated,
@@ -137,6 +138,7 @@ def prompt_segment(sequence: Sequence, adapter: Adapter, *, probes: tuple[Probe,
     positions = adapter.positions(prompt, prepared.grids)
     sequence.next_position = positions.next
     rows_PS = positions.rows_PT
+    sequence.num_axes = rows_PS.shape[0]
     plan = sequence.plan
     if plan.selections and plan.selections[0].layer_idx == 0:
         assert plan.kept is not None, "a selection at layer 0 is made before prefill"

@@ -35,7 +35,6 @@ _MEASURING = {
     "proposal_layers",
     "noise",
     "noise_scale",
-    "init",
 }
 
 

@@ -56,12 +56,12 @@ class Ledger:
 
 
 class BrokenRunner(FakeRunner):
-    """Its device is lost at the first real step and never comes back."""
+    """Its device is lost when the test says so and never comes back."""
+
+    lost = False
 
     def step(self, running: Sequence[Running]) -> list[Outcome]:
-        if any(not each.request.id.startswith("warm-up") for each in running):
-            self.broken = True
-        if getattr(self, "broken", False):
+        if self.lost:
             raise RuntimeError("device lost")
         return super().step(running)
 
@@ -185,10 +185,11 @@ async def test_a_fault_fails_its_batch_with_errors_and_the_engine_goes_on() -> N
 
 async def test_a_lost_device_is_declared_dead_and_everyone_is_told() -> None:
     ledger = Ledger()
-    runner = BrokenRunner()
+    runner = BrokenRunner(step_seconds=0.01)
     engine = Engine(lambda: runner, max_running=1, max_queue=8, observer=ledger)
     await engine.start()
-    streams = [await engine.submit(_ask(idx)) for idx in range(3)]
+    streams = [await engine.submit(_ask(idx, LONG)) for idx in range(3)]
+    runner.lost = True
     for stream in streams:
         with pytest.raises((InternalError, EngineDead)):
             await stream.result()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from app.models.loading import load_adapter
 from app.training.bank import PictureBank
@@ -13,6 +15,15 @@ from app.training.samples import load_pictures
 from tests.tiny import tiny_llava_folder
 
 NUM_LAYERS, WIDTH = 4, 32
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Steps this small are slower on two threads, much slower where others want the cores too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

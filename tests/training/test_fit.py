@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.testing import assert_close
 
@@ -61,20 +63,22 @@ def schedule(epochs: int) -> Schedule:
 
 
 def assert_ranks_bright_tokens_first(network: MetaRouter, bank: PictureBank) -> None:
+    """Of as many top tokens as are bright, a quarter would be so by chance."""
     samples = planted_samples(bank, len(bank.pictures))
     with torch.no_grad():
         tokens_BV, _ = network(*router_inputs(samples, bank))
-    for sample, tokens_V in zip(samples, tokens_BV, strict=True):
-        bright_V = bright_tokens(bank, sample.picture_idx)
-        top_V = tokens_V.topk(int(bright_V.sum())).indices
-        assert bright_V[top_V].float().mean() > 0.6
+    hits = [
+        bright_tokens(bank, sample.picture_idx)[tokens_V.topk(NUM_VISUAL // 4).indices].float()
+        for sample, tokens_V in zip(samples, tokens_BV, strict=True)
+    ]
+    assert torch.cat(hits).mean() > 0.5
 
 
 def test_a_planted_preference_is_learned(bank: PictureBank) -> None:
-    network, samples = tiny_router(), planted_samples(bank, 24)
+    network, samples = tiny_router(), planted_samples(bank, 96)
     first = fit(network, samples, bank, PreferenceLoss(OPTIONS), schedule(1))
-    last = fit(network, samples, bank, PreferenceLoss(OPTIONS), schedule(6))
-    assert last < 0.7 * first
+    last = fit(network, samples, bank, PreferenceLoss(OPTIONS), schedule(1))
+    assert last < min(first, 0.5 * math.log(2))
     assert_ranks_bright_tokens_first(network, bank)
     with torch.no_grad():
         _, layers_BN = network(*router_inputs(samples[:4], bank))
