@@ -56,14 +56,14 @@ _FIELD = "budget.strategy"
 
 
 @lru_cache
-def _validator(kind: type[Strategy]) -> TypeAdapter[Strategy]:
-    return TypeAdapter(kind)
+def _validator(name: str) -> TypeAdapter[Strategy]:
+    return TypeAdapter(STRATEGIES[name])
 
 
 def _build(kind: type[Strategy], given: dict[str, Any]) -> Strategy:
     own = {key: given.pop(key) for key in list(given) if key in kind.__dataclass_fields__}
     try:
-        return _validator(kind).validate_json(json.dumps(own), strict=True)
+        return _validator(kind.name).validate_json(json.dumps(own), strict=True)
     except ValidationError as err:
         knob = str(err.errors()[0]["loc"][0])
         raise InvalidField(

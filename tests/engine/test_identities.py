@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoProcessor
 
 from app.budget import Counts, FlopsShare
@@ -72,12 +73,15 @@ def test_what_is_dropped_equals_what_is_masked(
     request = _request(case)
     prompt = adapter.prompt(request.question, [adapter.grid(request.images[0])]).token_ids
     (sequence,) = begin(runner, [request])
-    logits = []
+    logits: list[Tensor] = []
     original = adapter.logits
+
+    def recorded(hidden_RD: Tensor) -> Tensor:
+        logits.append(original(hidden_RD))
+        return logits[-1]
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            adapter, "logits", lambda hidden: logits.append(original(hidden)) or logits[-1]
-        )
+        patch.setattr(adapter, "logits", recorded)
         while runner.step([sequence])[0].result is None:
             pass
     ours = torch.cat(logits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from functools import partial
 
 import pytest
 
@@ -23,10 +24,14 @@ def _items(num: int) -> list[Item]:
             question=f"word {idx}",
             type=("even", "odd")[idx % 2],
             cluster=idx // 2,
-            grade=(lambda answer, idx=idx: idx % 2 == 0 and answer == f"word {idx}"),
+            grade=partial(_grade, idx),
         )
         for idx in range(num)
     ]
+
+
+def _grade(idx: int, answer: str) -> bool:
+    return idx % 2 == 0 and answer == f"word {idx}"
 
 
 def test_none_is_run_at_budget_1_only() -> None:

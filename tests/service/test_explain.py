@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from random import Random
 
 import pytest
@@ -19,7 +20,7 @@ TYPES = ("colour", "shape", "where", "describe")
 
 @pytest.mark.timeout(180)
 def test_kept_tokens_fall_on_the_named_object(
-    service: Service, record_property: pytest.RecordProperty
+    service: Service, record_property: Callable[[str, object], None]
 ) -> None:
     gains, kept_shares, random_shares = [], [], []
     for index in range(NUM_SCENES):
