@@ -18,9 +18,24 @@ from app.demo.wording import (
 )
 
 MIN_OFFSET = 0.08
+# Questions that name both outcomes; a yes or no about a relation is learned much later than these.
+OPEN_SHARE = 0.5
 MIN_RATIO = 1.35
 CORNER_MARGIN = 0.08
 POSITION = ("is the {a} {relation} the {b}",)
+WHICH_SIDE = {
+    "x": (
+        "is the {a} left or right of the {b}",
+        "is the {a} to the left or to the right of the {b}",
+    ),
+    "y": ("is the {a} above or below the {b}", "is the {a} over or under the {b}"),
+}
+SIDES = {
+    ("x", -1): ("left", "to the left", "left of it"),
+    ("x", 1): ("right", "to the right", "right of it"),
+    ("y", -1): ("above", "over", "above it"),
+    ("y", 1): ("below", "under", "below it"),
+}
 RELATIONS = {
     ("x", -1): ("left of", "to the left of", "on the left of"),
     ("x", 1): ("right of", "to the right of", "on the right of"),
@@ -31,6 +46,7 @@ MORE = ("are there more {a} than {b}", "does the {image} show more {a} than {b}"
 FEWER = ("are there fewer {a} than {b}", "does the {image} show fewer {a} than {b}")
 LARGER = ("is the {a} larger than the {b}", "is the {a} bigger than the {b}")
 SMALLER = ("is the {a} smaller than the {b}",)
+WHICH_MORE = ("are there more {a} or {b}", "which are there more of, {a} or {b}")
 WHICH_LARGER = ("which is larger, the {a} or the {b}", "which is bigger, the {a} or the {b}")
 CORNER_SHAPE = (
     "what shape is at the {place}",
@@ -71,10 +87,13 @@ def ask_position(scene: Scene, rng: Random) -> Question | None:
     offset = getattr(scene.objects[i], axis) - getattr(scene.objects[j], axis)
     if abs(offset) < MIN_OFFSET:
         return None
+    slots: dict[str, Phrase | str] = {"a": a, "b": b}
+    if rng.random() < OPEN_SHARE:
+        side = 1 if offset > 0 else -1
+        return compose(rng, "position", WHICH_SIDE[axis], SIDES[axis, side], slots)
     side = rng.choice((-1, 1))
-    relation = rng.choice(RELATIONS[axis, side])
+    slots["relation"] = rng.choice(RELATIONS[axis, side])
     answers = YES if (offset > 0) == (side > 0) else NO
-    slots: dict[str, Phrase | str] = {"a": a, "b": b, "relation": relation}
     return compose(rng, "position", POSITION, answers, slots)
 
 
@@ -91,11 +110,14 @@ def _compare_counts(scene: Scene, rng: Random) -> Question | None:
     found = denoted(scene, first), denoted(scene, second)
     if len(found[0]) == len(found[1]):
         return None
-    more = rng.random() < 0.65
     slots = {
         "a": Phrase(noun_phrase(rng, first, plural=True), found[0]),
         "b": Phrase(noun_phrase(rng, second, plural=True), found[1]),
     }
+    if rng.random() < OPEN_SHARE:
+        winner = slots["a" if len(found[0]) > len(found[1]) else "b"].words
+        return compose(rng, "compare", WHICH_MORE, (winner,), slots)
+    more = rng.random() < 0.65
     holds = (len(found[0]) > len(found[1])) == more
     return compose(rng, "compare", MORE if more else FEWER, YES if holds else NO, slots)
 
@@ -108,7 +130,7 @@ def _compare_sizes(scene: Scene, rng: Random) -> Question | None:
     ratio = scene.objects[i].size_ratio / scene.objects[j].size_ratio
     if max(ratio, 1 / ratio) < MIN_RATIO:
         return None
-    if rng.random() < 0.3:
+    if rng.random() < OPEN_SHARE:
         winner = (a if ratio > 1 else b).words
         names = (f"the {winner}", winner)
         return compose(rng, "compare", WHICH_LARGER, names, {"a": a, "b": b})

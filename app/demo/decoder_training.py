@@ -27,14 +27,14 @@ from app.demo.tokens import prefix_ids
 
 logger = logging.getLogger(__name__)
 WARMUP_STEPS = 30
-CONSTANT_SHARE = 0.4
+CONSTANT_SHARE = 0.55
 FINAL_RATE = 0.03
 GRADIENT_CLIP = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderOptions:
-    num_steps: int = 1200
+    num_steps: int = 1800
     muon_lr: float = 0.012
     adam_lr: float = 1.5e-3
     grounding_layer: int = 6
@@ -203,7 +203,7 @@ class DecoderTraining:
 
 
 def learning_rate_factor(step: int, num_steps: int) -> float:
-    """Short warm-up, constant for 40 %, then a cosine to nearly zero."""
+    """Short warm-up, constant for 55 %, then a cosine to nearly zero."""
     progress = step / num_steps
     warm = min(1.0, (step + 1) / WARMUP_STEPS)
     if progress < CONSTANT_SHARE:

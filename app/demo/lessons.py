@@ -19,6 +19,7 @@ from app.demo.tokens import tokenise
 
 EASY_TYPES = ("exist", "count", "colour", "shape", "size", "corner", "where")
 HARD_TYPES = ("count", "position", "compare", "describe")
+RELATION_TYPES = ("position", "compare")
 MAX_EASY_OBJECTS = 5
 
 
@@ -26,15 +27,21 @@ MAX_EASY_OBJECTS = 5
 class Plan:
     """Shares of the training after which a stage ends, and the shape of a batch."""
 
-    easy_scenes_until: float = 0.12
-    easy_types_until: float = 0.2
-    informed_until: float = 0.4
-    grounded_until: float = 0.7
-    hard_types_from: float = 0.55
+    easy_scenes_until: float = 0.08
+    easy_types_until: float = 0.13
+    informed_until: float = 0.25
+    hard_types_from: float = 0.38
+    drill_from: float = 0.46
+    drill_until: float = 0.58
+    grounded_until: float = 0.8
     batch_size: int = 8
     max_blocks: int = 6
     per_type: int = 3
     max_layer_drop: float = 0.15
+
+    def drills(self, progress: float) -> bool:
+        """Whether relations are practised on easy scenes with every object in sight."""
+        return self.drill_from <= progress < self.drill_until
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +68,8 @@ def draw_lesson(
     """The batch of this step; depends on its arguments only, so that a resumed run repeats it."""
     rng = np.random.default_rng([seed, step])
     candidates = np.arange(len(pool.images))
-    if progress < plan.easy_scenes_until:
+    drill = plan.drills(progress)
+    if drill or progress < plan.easy_scenes_until:
         candidates = np.flatnonzero(pool.num_objects <= MAX_EASY_OBJECTS)
     indexes = np.sort(rng.choice(candidates, plan.batch_size, replace=False))
     asker = Random(int(rng.integers(2**62)))
@@ -75,18 +83,21 @@ def draw_lesson(
     return Lesson(
         scenes=indexes,
         packed=pack(rows, coverage, max_blocks=plan.max_blocks),
-        kept=_draw_kept(rng, shown, informed_only=progress < plan.informed_until),
+        kept=_draw_kept(rng, shown, informed_only=drill or progress < plan.informed_until),
         skip=_draw_skip(rng, num_layers, plan.max_layer_drop * min(1.0, 2 * progress)),
     )
 
 
 def _draw_questions(scene: Scene, asker: Random, plan: Plan, progress: float) -> list[Question]:
-    """Easy types first, then all alike, and in the end twice as many of the hard ones."""
+    """Easy types first, then all alike, a drill in relations, and at last more of the hard."""
     count = plan.per_type
     if progress < plan.easy_types_until:
         questions = ask_questions(scene, asker, per_type=count, types=EASY_TYPES)
     elif progress < plan.hard_types_from:
         questions = ask_questions(scene, asker, per_type=count)
+    elif plan.drills(progress):
+        questions = ask_questions(scene, asker, per_type=3 * count, types=RELATION_TYPES)
+        questions += ask_questions(scene, asker, per_type=1)
     else:
         others = [name for name in TYPES if name not in HARD_TYPES]
         questions = ask_questions(scene, asker, per_type=count + 1, types=HARD_TYPES)

@@ -118,7 +118,9 @@ class Engine:
             raise
 
     def capabilities(self) -> Capabilities:
-        self._refuse_unless_ready()
+        """Of the loaded model, while draining too. Raises Loading or EngineDead before that."""
+        if self._state in (EngineState.LOADING, EngineState.DEAD):
+            self._refuse_unless_ready()
         return self._runner.capabilities()
 
     def status(self) -> EngineStatus:

@@ -1,0 +1,52 @@
+"""The README's commands do what it says and print what it shows."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.service.conftest import Service
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+VOLATILE = ("id", "created", "timing")
+
+
+def _block(language: str, holding: str) -> str:
+    blocks: list[str] = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return next(block for block in blocks if holding in block)
+
+
+def test_the_two_commands_stand_before_line_20() -> None:
+    head = README.splitlines()[:20]
+    assert any(line.startswith("make serve") for line in head)
+    assert any(line.startswith("make test") for line in head)
+
+
+@pytest.mark.timeout(60)
+def test_the_curl_prints_the_answer_that_is_shown(service: Service) -> None:
+    words = shlex.split(_block("sh", "curl").replace("\\\n", " "))
+    fields = dict(
+        word.split("=", 1) for flag, word in zip(words, words[1:], strict=False) if flag == "-F"
+    )
+    image = fields.pop("image").removeprefix("@")
+    answer = service.post(
+        "/v1/chat", files={"image": (ROOT / image).read_bytes()}, data=fields
+    ).json()
+    shown: dict[str, Any] = json.loads(_block("json", '"answer"'))
+    assert answer.keys() == shown.keys()
+    for key in VOLATILE:
+        answer.pop(key)
+        shown.pop(key)
+    assert answer == shown
+
+
+def test_every_link_leads_somewhere() -> None:
+    targets = re.findall(r"\]\((?!http)([^)#]+)", README)
+    assert targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []
