@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.utils.logging import disable_progress_bar
 
 from app.errors import ModelUnsupported
 from app.models.families import family_of
@@ -35,6 +36,7 @@ def load_adapter(
     Raises:
         ModelUnsupported: no such folder, an unknown architecture, or the hub is not allowed.
     """
+    disable_progress_bar()
     name, source = _locate(model, allow_hub=allow_hub)
     place = _device(device)
     local = {"local_files_only": not allow_hub, "trust_remote_code": False}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic_settings import CliApp
 
 from app.errors import InvalidField
 from app.router.store import load_router
@@ -86,11 +87,19 @@ def test_options_that_do_not_fit_are_refused_by_name(
     assert param in str(caught.value.param)
 
 
-def test_the_command_names_what_differs_from_the_defaults() -> None:
+def test_the_command_names_what_differs_from_the_defaults_and_repeats_the_run() -> None:
     chosen = RouterTrainingOptions(
-        model="demo", data="demo", keep_ratios=(0.06, 0.12), blind=True, output=Path("elsewhere")
+        model="demo",
+        data="demo",
+        keep_ratios=(0.06, 0.12),
+        init="attention",
+        blind=True,
+        output=Path("elsewhere"),
     )
-    assert command(chosen) == (
+    line = command(chosen)
+    assert line == (
         "allrounder train router --model demo --data demo --keep-ratios 0.06 --keep-ratios 0.12 "
-        "--blind"
+        "--init attention --blind"
     )
+    parsed = CliApp.run(RouterTrainingOptions, cli_args=line.split()[3:])
+    assert parsed == chosen.model_copy(update={"output": None})
