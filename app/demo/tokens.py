@@ -56,7 +56,7 @@ class TokenisedQuestion:
     nouns: list[int]
 
 
-def train_tokenizer(seed: int, num_scenes: int = 1500) -> PreTrainedTokenizerFast:
+def train_tokenizer(seed: int, num_scenes: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE on questions, answers and a little general English."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -30,6 +30,7 @@ from app.demo.vision import WORDS, VisionOptions, WordBook, train_vision
 
 logger = logging.getLogger(__name__)
 HEAD_SHARE = 0.3
+TOKENIZER_SCENES = 1500
 EVALUATION_ROWS = 10
 
 
@@ -146,7 +147,8 @@ def export(
 def _load_tokenizer(options: DemoTrainingOptions) -> PreTrainedTokenizerFast:
     folder = options.work / "tokenizer"
     if not (folder / "tokenizer.json").exists():
-        train_tokenizer(options.seed).save_pretrained(folder)
+        num_scenes = min(TOKENIZER_SCENES, options.num_scenes)
+        train_tokenizer(options.seed, num_scenes).save_pretrained(folder)
     tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder)
     return tokenizer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -31,9 +32,7 @@ def test_the_two_commands_stand_before_line_20() -> None:
 @pytest.mark.timeout(60)
 def test_the_curl_prints_the_answer_that_is_shown(service: Service) -> None:
     words = shlex.split(_block("sh", "curl").replace("\\\n", " "))
-    fields = dict(
-        word.split("=", 1) for flag, word in zip(words, words[1:], strict=False) if flag == "-F"
-    )
+    fields = dict(word.split("=", 1) for flag, word in itertools.pairwise(words) if flag == "-F")
     image = fields.pop("image").removeprefix("@")
     answer = service.post(
         "/v1/chat", files={"image": (ROOT / image).read_bytes()}, data=fields
