@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from app.demo.pool import pool_scene
 from app.demo.questions import TYPES, Question, ask_questions
-from app.demo.scenes import Scene, Split, render
+from app.demo.scenes import Scene, Split, draw_scene, render
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +36,15 @@ class Score:
     num_questions: int
 
 
-def draw_exams(num_scenes: int, *, seed: int = 0, per_type: int = 1) -> list[Exam]:
-    """Scene i is the same whatever the number of scenes."""
+def draw_exams(
+    num_scenes: int, *, seed: int = 0, per_type: int = 1, big_single: bool = False
+) -> list[Exam]:
+    """Scene i is the same whatever the number of scenes; big_single: one large shape, plain."""
     exams = []
     for index in range(num_scenes):
         scene, rng = pool_scene(Split.HELD_OUT, seed, index)
+        while big_single and (len(scene.objects) > 1 or scene.objects[0].size != "large"):
+            scene = draw_scene(rng, num_objects=1, plain=True)
         image = render(scene, rng)
         questions = ask_questions(scene, Random(f"{seed}-{index}"), per_type=per_type)
         exams.append(Exam(scene=scene, image=image, questions=tuple(questions)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import tempfile
 from dataclasses import dataclass, field, replace
@@ -151,33 +150,3 @@ def _load_tokenizer(options: DemoTrainingOptions) -> PreTrainedTokenizerFast:
         train_tokenizer(options.seed, num_scenes).save_pretrained(folder)
     tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder)
     return tokenizer
-
-
-def main() -> None:
-    defaults = DemoTrainingOptions()
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=defaults.output)
-    parser.add_argument("--work", type=Path, default=defaults.work)
-    parser.add_argument("--scenes", type=int, default=defaults.num_scenes)
-    parser.add_argument("--vision-steps", type=int, default=defaults.vision.num_steps)
-    parser.add_argument("--decoder-steps", type=int, default=defaults.decoder.num_steps)
-    parser.add_argument("--threads", type=int, default=defaults.num_threads)
-    parser.add_argument("--seed", type=int, default=defaults.seed)
-    given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    train(
-        replace(
-            defaults,
-            output=given.output,
-            work=given.work,
-            num_scenes=given.scenes,
-            num_threads=given.threads,
-            seed=given.seed,
-            vision=replace(defaults.vision, num_steps=given.vision_steps),
-            decoder=replace(defaults.decoder, num_steps=given.decoder_steps),
-        )
-    )
-
-
-if __name__ == "__main__":
-    main()
