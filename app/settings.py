@@ -20,7 +20,8 @@ class Settings(BaseSettings):
         env_prefix=ENV_PREFIX,
         env_ignore_empty=True,
         frozen=True,
-        extra="forbid",
+        # One alias from the command line and another from the environment are not a mistake.
+        extra="ignore",
         validate_by_name=True,
         validate_by_alias=True,
         hide_input_in_errors=True,

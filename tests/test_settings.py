@@ -61,12 +61,19 @@ def test_the_service_link_of_kubernetes_is_not_a_port(monkeypatch):
         {"port": 70_000},
         {"dtype": "int3"},
         {"log_level": "loud"},
-        {"colour": "red"},
     ],
 )
 def test_wrong_settings_are_refused(fields):
     with pytest.raises(ValidationError):
         Settings(**fields)
+
+
+def test_a_flag_beats_every_spelling_of_its_variable(monkeypatch):
+    monkeypatch.setenv("PORT", "9100")
+    assert Settings(_cli_parse_args=["--port", "9200"], _cli_kebab_case=True).port == 9200
+    monkeypatch.setenv("ALLROUNDER_PORT", "9300")
+    assert Settings().port == 9300
+    assert Settings(_cli_parse_args=["--port", "9200"], _cli_kebab_case=True).port == 9200
 
 
 def test_settings_are_frozen_and_every_field_explains_itself():
