@@ -11,18 +11,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from app.core import Capabilities, ChatRequest, ChatResult, FinishReason
-from app.engine.base import (
-    EngineState,
-    EngineStatus,
-    Observer,
-    Outcome,
-    Prepared,
-    Runner,
-    Running,
-)
+from app.engine.base import EngineState, EngineStatus, Observer, Outcome, Runner
+from app.engine.job import Job
 from app.engine.scheduler import Scheduler, Ticket
 from app.engine.stream import QueuedStream
 from app.engine.warmup import warm_up
@@ -40,21 +32,6 @@ logger = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 0.5
 _LAST_STEP_SECONDS = 10.0
-
-
-@dataclass(kw_only=True)
-class _Job:
-    """An admitted request between its caller's stream and its place on the device."""
-
-    prepared: Prepared
-    stream: QueuedStream
-    running: Running | None = None
-    admitted_at: float = 0.0
-    last_token_at: float | None = None
-
-    @property
-    def request(self) -> ChatRequest:
-        return self.prepared.request
 
 
 class Engine:
@@ -79,7 +56,7 @@ class Engine:
         self._observer = observer
         self._state = EngineState.LOADING
         self._changed = threading.Condition()
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, Job] = {}
         self._cancelled: set[str] = set()
         self._abort = False
         self._num_steps = 0
@@ -150,7 +127,7 @@ class Engine:
         with self._changed:
             self._refuse_unless_ready()
             self._scheduler.submit(ticket)
-            self._jobs[request.id] = _Job(prepared=prepared, stream=stream)
+            self._jobs[request.id] = Job(prepared=prepared, stream=stream)
             self._changed.notify()
         return stream
 
@@ -214,7 +191,7 @@ class Engine:
             for outcome in outcomes:
                 self._deliver(outcome)
 
-    def _jobs_now(self) -> list[_Job]:
+    def _jobs_now(self) -> list[Job]:
         with self._changed:
             return list(self._jobs.values())
 
@@ -260,7 +237,7 @@ class Engine:
         elif outcome.result is not None:
             self._end(job, outcome.result)
 
-    def _observe_token(self, job: _Job) -> None:
+    def _observe_token(self, job: Job) -> None:
         now = time.monotonic()
         if job.last_token_at is None:
             self._observer.first_token(job.request, seconds=now - job.request.arrival)
@@ -268,7 +245,7 @@ class Engine:
             self._observer.next_token(job.request, seconds=now - job.last_token_at)
         job.last_token_at = now
 
-    def _end(self, job: _Job, end: ChatResult | AllrounderError) -> None:
+    def _end(self, job: Job, end: ChatResult | AllrounderError) -> None:
         """The one place where a request ends: memory, slot, metrics and stream together."""
         if job.running is not None:
             self._runner.release(job.running)

@@ -1,0 +1,24 @@
+"""What the engine keeps of an admitted request between its caller and the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app.core import ChatRequest
+from app.engine.base import Prepared, Running
+from app.engine.stream import QueuedStream
+
+
+@dataclass(kw_only=True)
+class Job:
+    """An admitted request between its caller's stream and its place on the device."""
+
+    prepared: Prepared
+    stream: QueuedStream
+    running: Running | None = None
+    admitted_at: float = 0.0
+    last_token_at: float | None = None
+
+    @property
+    def request(self) -> ChatRequest:
+        return self.prepared.request
