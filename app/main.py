@@ -177,6 +177,8 @@ class Server(uvicorn.Server):
 def serve(settings: Settings, engine_factory: EngineFactory = build_engine) -> int:
     """Run until a signal; the exit code. One process owns one device: never more workers."""
     logs.configure(settings.log_level)
+    if settings.redis_url is not None:
+        logger.warning("redis_url is set but not used: this version has no batch jobs yet")
     app = create_app(settings, engine_factory)
     config = uvicorn.Config(
         app,

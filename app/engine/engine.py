@@ -163,13 +163,16 @@ class Engine:
             if self._state is EngineState.LOADING:
                 self._state = EngineState.READY
         self._call_soon(loaded.set_result, None)
-        while self._wait_for_work():
-            try:
-                self._iterate()
-            except Exception as err:
-                self._recover(err)
-        if self._state is not EngineState.DEAD:
-            self._state = EngineState.STOPPED
+        try:
+            while self._wait_for_work():
+                try:
+                    self._iterate()
+                except Exception as err:
+                    self._recover(err)
+        except Exception:
+            logger.critical("the engine could not recover", exc_info=True)
+            self._state = EngineState.DEAD
+        self._close()
 
     def _wait_for_work(self) -> bool:
         """Block until there is something to do; False when the thread shall end."""
@@ -247,17 +250,29 @@ class Engine:
 
     def _end(self, job: Job, end: ChatResult | AllrounderError) -> None:
         """The one place where a request ends: memory, slot, metrics and stream together."""
-        if job.running is not None:
-            self._runner.release(job.running)
         served = time.monotonic() - job.admitted_at if isinstance(end, ChatResult) else None
         with self._changed:
             self._scheduler.release(job.request.id, service_seconds=served)
             del self._jobs[job.request.id]
-        if isinstance(end, ChatResult):
-            self._observer.finished(job.request, end)
-        else:
-            self._observer.failed(job.request, end)
-        self._call_soon(job.stream.deliver, end)
+        try:
+            if job.running is not None:
+                self._runner.release(job.running)
+            if isinstance(end, ChatResult):
+                self._observer.finished(job.request, end)
+            else:
+                self._observer.failed(job.request, end)
+        finally:
+            self._call_soon(job.stream.deliver, end)
+
+    def _close(self) -> None:
+        """The thread ends: whatever ended it, nobody is left waiting."""
+        with self._changed:
+            if self._state is not EngineState.DEAD:
+                self._state = EngineState.STOPPED
+            left = list(self._jobs.values())
+            self._jobs.clear()
+        for job in left:
+            self._call_soon(job.stream.deliver, EngineDead("the engine has ended"))
 
     def _recover(self, err: Exception) -> None:
         """Fail what was on the device; go on if the runner still works, else say it is dead."""

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Sequence as Many
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ class ModelRunner:
 
     def begin(self, batch: Many[Prepared]) -> list[Running | AllrounderError]:
         started = time.monotonic()
-        prompts = [prepared for prepared in batch if isinstance(prepared, PreparedPrompt)]
+        prompts = [cast(PreparedPrompt, prepared) for prepared in batch]
         try:
             visuals = self._encode(prompts)
         except Exception:
@@ -101,7 +102,7 @@ class ModelRunner:
         return entries
 
     def step(self, running: Many[Running]) -> list[Outcome]:
-        sequences = [entry for entry in running if isinstance(entry, Sequence)]
+        sequences = [cast(Sequence, entry) for entry in running]
         planned = [seq for seq in sequences if seq.request.plan_only]
         outcomes = [self._finish_plan(sequence) for sequence in planned]
         generating = [seq for seq in sequences if not seq.request.plan_only]

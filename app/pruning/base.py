@@ -78,7 +78,6 @@ class Strategy:
     """
 
     name: ClassVar[str] = "none"
-    summary: ClassVar[str] = "the dense model"
     prunes_tokens: ClassVar[bool] = False
     prunes_layers: ClassVar[bool] = False
     needs_router: ClassVar[bool] = False

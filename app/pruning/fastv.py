@@ -19,7 +19,6 @@ class FastV(Strategy):
     """
 
     name: ClassVar[str] = "fastv"
-    summary: ClassVar[str] = "attention of the last prompt token in layer K-1, dropped before K"
     prunes_tokens: ClassVar[bool] = True
 
     layer: int = 2

@@ -15,7 +15,6 @@ class Par(Strategy):
     """PAR (seed paper, section 4): keep the best M tokens, skip the worst K candidate layers."""
 
     name: ClassVar[str] = "par"
-    summary: ClassVar[str] = "the trained meta-router, tokens and layers jointly"
     prunes_tokens: ClassVar[bool] = True
     prunes_layers: ClassVar[bool] = True
     needs_router: ClassVar[bool] = True
@@ -41,7 +40,6 @@ class ParToken(Par):
     """The joint router's token branch alone (`joint-then-token`)."""
 
     name: ClassVar[str] = "par-token"
-    summary: ClassVar[str] = "the meta-router's token scores alone"
     prunes_layers: ClassVar[bool] = False
 
 
@@ -50,7 +48,6 @@ class ParLayer(Par):
     """The joint router's layer branch alone (`joint-then-layer`)."""
 
     name: ClassVar[str] = "par-layer"
-    summary: ClassVar[str] = "the meta-router's layer scores alone"
     prunes_tokens: ClassVar[bool] = False
 
 

@@ -20,7 +20,6 @@ class Random(Strategy):
     """
 
     name: ClassVar[str] = "random"
-    summary: ClassVar[str] = "a uniform random subset of tokens, and of late layers if asked"
     prunes_tokens: ClassVar[bool] = True
     prunes_layers: ClassVar[bool] = True
     splits_numbers: ClassVar[bool] = False

@@ -16,7 +16,6 @@ class ShortGPT(Strategy):
     """
 
     name: ClassVar[str] = "shortgpt"
-    summary: ClassVar[str] = "skips the layers of least block influence, the same for all requests"
     prunes_layers: ClassVar[bool] = True
 
     def check(self, context: Context) -> None:

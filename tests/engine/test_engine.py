@@ -200,6 +200,46 @@ async def test_a_lost_device_is_declared_dead_and_everyone_is_told() -> None:
     assert len(ledger.ends) == 3
 
 
+class TornLedger(Ledger):
+    """An observer that breaks while a request ends."""
+
+    def finished(self, request: ChatRequest, result: ChatResult) -> None:
+        raise RuntimeError("ledger torn")
+
+
+class TornRunner(FakeRunner):
+    """Gives memory back only until it is torn."""
+
+    torn = False
+
+    def release(self, running: Running) -> None:
+        super().release(running)
+        if self.torn:
+            raise RuntimeError("release torn")
+
+
+async def test_a_request_is_answered_even_if_its_bookkeeping_fails() -> None:
+    engine = Engine(FakeRunner, max_running=2, max_queue=8, observer=TornLedger())
+    await engine.start()
+    for idx in range(2):
+        stream = await engine.submit(_ask(idx, "still here"))
+        assert (await asyncio.wait_for(stream.result(), 2)).answer == "still here"
+    await engine.stop(1)
+
+
+async def test_if_even_recovery_fails_everyone_is_told_and_the_engine_is_dead() -> None:
+    runner = TornRunner(step_seconds=0.01)
+    engine = Engine(lambda: runner, max_running=1, max_queue=8, observer=Ledger())
+    await engine.start()
+    streams = [await engine.submit(_ask(idx, "a b c")) for idx in range(3)]
+    runner.torn = True
+    for stream in streams:
+        with pytest.raises((RuntimeError, AllrounderError)):
+            await asyncio.wait_for(stream.result(), 2)
+    assert engine.status().state is EngineState.DEAD
+    await engine.stop(0)
+
+
 async def test_before_the_model_is_loaded_requests_are_told_so() -> None:
     engine = Engine(FakeRunner, max_running=1, max_queue=1, observer=Ledger())
     with pytest.raises(Loading):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -167,16 +168,7 @@ def test_a_plan_spends_most_of_what_it_may(name: str) -> None:
 
 @pytest.mark.parametrize("case", BUDGETS, ids=lambda case: str(case.tighter))
 def test_a_looser_value_allows_all_that_a_tighter_one_did(case: BudgetCase) -> None:
-    geometry = ModelGeometry(
-        num_layers=6,
-        width=64,
-        num_heads=4,
-        num_kv_heads=4,
-        head_dim=16,
-        mlp_width=172,
-        vocab_size=300,
-        max_positions=512,
-    )
+    geometry = replace(GEOMETRY, num_layers=6)
     allocation = _allocator(geometry, SHAPE, "random").allocate(_request(case.tighter))
     cost = cost_of(geometry, SHAPE, allocation.plan)
     assert case.tighter.allows(cost)
@@ -209,17 +201,7 @@ def test_a_floor_of_tokens_is_kept() -> None:
 
 
 def test_protected_layers_are_never_offered() -> None:
-    geometry = ModelGeometry(
-        num_layers=8,
-        width=64,
-        num_heads=4,
-        num_kv_heads=4,
-        head_dim=16,
-        mlp_width=172,
-        vocab_size=300,
-        max_positions=512,
-        protected_layers=frozenset({4, 5}),
-    )
+    geometry = replace(GEOMETRY, num_layers=8, protected_layers=frozenset({4, 5}))
     allocation = _allocator(geometry, SHAPE, "par").allocate(_request(Counts(layers=6)))
     assert allocation.allowed == (6, 7)
 
