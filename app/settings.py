@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     model: str = Field(
         default="demo",
         min_length=1,
-        description="The word demo, a local transformers folder, a hub id, or random:<shape>.",
+        description="The word demo, a local transformers folder, or, if allowed, a hub id.",
     )
     router_dir: Path = Field(
         default=ROOT / "router_weights",
@@ -102,12 +102,12 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Field(
         default=Path(".data"),
-        description="Folder of the embedded queue and of the files of batches.",
+        description="Folder of the files of batch jobs, which this version does not have yet.",
     )
     redis_url: SecretStr | None = Field(
         default=None,
         validation_alias=AliasChoices(f"{ENV_PREFIX}REDIS_URL", "redis_url"),
-        description="Redis for batch jobs; REDIS_URL is an alias. Default: the embedded queue.",
+        description="Redis for batch jobs, not used by this version yet; REDIS_URL is an alias.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log line that is written."
