@@ -134,6 +134,7 @@ def _kept(plan: Plan, result: ChatResult) -> list[wire.KeptTokens]:
             wire.KeptTokens(
                 rows=None if grid is None else grid.rows,
                 cols=None if grid is None else grid.cols,
+                offset=None if grid is None else grid.offset,
                 indices=indices,
             )
         )

@@ -56,10 +56,11 @@ class Flops(BaseModel):
 
 
 class KeptTokens(BaseModel):
-    """One image's surviving tokens, as indexes into its own grid, row by row."""
+    """One image's surviving tokens, by index; its grid is `rows` x `cols` from `offset` on."""
 
     rows: int | None
     cols: int | None
+    offset: int | None
     indices: list[int] | None
 
 

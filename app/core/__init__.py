@@ -15,6 +15,7 @@ from app.core.chat import (
 )
 from app.core.model import (
     ImageInput,
+    ImageLayout,
     ModelGeometry,
     Prompt,
     PromptShape,
@@ -30,6 +31,7 @@ __all__ = [
     "Cost",
     "FinishReason",
     "ImageInput",
+    "ImageLayout",
     "ModelGeometry",
     "Plan",
     "Priority",

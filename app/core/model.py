@@ -63,28 +63,61 @@ class Prompt:
     """Token ids with image ids at the visual slots.
 
     Attributes:
-        visual_slots: (start, count) of each image's run of image ids, ascending.
+        visual_slots: (start, count) of each run of image ids, ascending; an image whose tiles are
+            set apart by text has several.
+        visual_per_image: visual tokens of each image.
         question_slot: (start, count) of the text that follows the last image: the question
             and the assistant's tag, which attention-based strategies and the router read.
     """
 
     token_ids: tuple[int, ...]
     visual_slots: tuple[tuple[int, int], ...]
+    visual_per_image: tuple[int, ...]
     question_slot: tuple[int, int]
 
     @property
     def shape(self) -> PromptShape:
-        counts = tuple(count for _, count in self.visual_slots)
         return PromptShape(
-            num_text=len(self.token_ids) - sum(counts),
-            visual_per_image=counts,
+            num_text=len(self.token_ids) - sum(self.visual_per_image),
+            visual_per_image=self.visual_per_image,
             num_question=self.question_slot[1],
+        )
+
+    @property
+    def visual_rows(self) -> tuple[int, ...]:
+        """Row of each visual token, ascending."""
+        return tuple(
+            row for start, count in self.visual_slots for row in range(start, start + count)
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenGrid:
-    """The visual-token grid of one image, row by row."""
+    """The grid of visual tokens that shows one whole image, row by row.
+
+    Attributes:
+        offset: index of its first token among the image's visual tokens; those outside the grid
+            show tiles in more detail, or are a class token or ends of rows.
+    """
 
     rows: int
     cols: int
+    offset: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageLayout:
+    """How one image stands in the prompt.
+
+    Attributes:
+        placeholder: what takes the place of the chat template's image token.
+        runs: visual tokens that each image token in `placeholder` stands for, in order.
+    """
+
+    grid: TokenGrid
+    placeholder: str
+    runs: tuple[int, ...]
+
+    @property
+    def num_visual(self) -> int:
+        return sum(self.runs)

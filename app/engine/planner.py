@@ -8,10 +8,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from app.core import BudgetRequest, ChatRequest, Plan, Prompt, PromptShape, StrategyInfo
+from app.core import BudgetRequest, ChatRequest, Plan, PromptShape, StrategyInfo
 from app.cost import cost_of
 from app.engine.ragged import Segment
 from app.engine.sequence import PreparedPrompt, Sequence
@@ -54,13 +53,13 @@ class Planner:
         calibrated = self._context.block_influence is not None
         return f"{_TRAINING_FREE}+shortgpt" if asks_layers and calibrated else _TRAINING_FREE
 
-    def choose_first(self, prepared: PreparedPrompt, prompt: Prompt, visual_VD: Tensor) -> Plan:
+    def choose_first(self, prepared: PreparedPrompt, visual_VD: Tensor) -> Plan:
         """All that can be chosen before prefill: layers, and tokens dropped at layer 0."""
         bound = prepared.allocation.plan
         if bound.is_dense:
             return bound
         strategy = prepared.strategy
-        view = self._view(prepared, prompt, visual_VD)
+        view = self._view(prepared, visual_VD)
         kept = None
         if bound.selections and bound.last_selection_layer == 0:
             kept = tuple(strategy.select(view, bound.num_kept).tolist())
@@ -78,7 +77,7 @@ class Planner:
         """Fill in the selection of an in-decoder strategy from what it sees at its layer."""
         prepared = sequence.prepared
         view = replace(
-            self._view(prepared, prepared.prompt, sequence.visual_VD, with_router=False),
+            self._view(prepared, sequence.visual.tokens_VD, with_router=False),
             attention=segment.attention,
         )
         kept = prepared.strategy.select(view, sequence.plan.num_kept)
@@ -132,11 +131,11 @@ class Planner:
     def _view(
         self,
         prepared: PreparedPrompt,
-        prompt: Prompt,
         visual_VD: Tensor,
         *,
         with_router: bool = True,
     ) -> View:
+        prompt = prepared.prompt
         start, count = prompt.question_slot
         question_QD = self._adapter.embed(prompt.token_ids[start : start + count])
         scores: RouterScores | None = None
@@ -165,10 +164,6 @@ def request_seed(request: ChatRequest) -> int:
         digest.update(image.digest.encode())
     digest.update(str(request.sampling.seed).encode())
     return int.from_bytes(digest.digest()[:7], "big")
-
-
-def as_visual_tensor(features: list[Tensor]) -> Tensor:
-    return torch.cat(features) if len(features) > 1 else features[0]
 
 
 def _frontier(router: LoadedRouter | None) -> Frontier:

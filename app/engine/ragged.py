@@ -29,7 +29,8 @@ class Segment:
     """One request's rows in a forward pass.
 
     Attributes:
-        visual_rows: row index of each visual token in this segment, ascending; empty in decode.
+        visual_rows: row of each visual token in this segment, ascending; None in decode.
+        planes: one row per visual row each; plane i is added behind decoder layer i.
         choose: called at a selection point past layer 0; returns the plan with its kept rows.
         attention: layer -> H x S x V attention of the probed rows, filled in as layers run.
     """
@@ -39,6 +40,7 @@ class Segment:
     hidden_SD: Tensor
     positions_PS: Tensor
     visual_rows: Tensor | None = None
+    planes: tuple[Tensor, ...] = ()
     probes: tuple[Probe, ...] = ()
     choose: Choose | None = None
     attention: dict[int, Tensor] = field(default_factory=dict)
@@ -86,6 +88,12 @@ class _Pack:
         pieces = [self.hidden_RD[end - n : end] for end, n in zip(ends, counts, strict=True)]
         return torch.cat(pieces)
 
+    def add_planes(self, layer_idx: int) -> None:
+        for start, segment in zip(self.starts(), self.segments, strict=True):
+            if layer_idx < len(segment.planes) and segment.visual_rows is not None:
+                rows = (segment.visual_rows + start).to(self.hidden_RD.device)
+                self.hidden_RD.index_add_(0, rows, segment.planes[layer_idx].to(self.hidden_RD))
+
     def rows_of(self, active: Sequence[int]) -> Tensor:
         starts = self.starts()
         pieces = [torch.arange(starts[idx], starts[idx] + self.lengths[idx]) for idx in active]
@@ -121,6 +129,7 @@ class DecoderLoop:
             if layer_idx == until:
                 break
             self._run_layer(pack, layer_idx)
+            pack.add_planes(layer_idx)
         return pack.tails(tails or [1] * len(segments))
 
     def _select(self, pack: _Pack, layer_idx: int) -> None:
@@ -184,8 +193,11 @@ def _probe(segment: Segment, layer_idx: int, query: Tensor, keys: Tensor, scalin
 def _surviving_rows(segment: Segment, num_rows: int) -> Tensor:
     assert segment.visual_rows is not None, "only a prompt has selections"
     assert segment.plan.kept is not None, "the strategy has just chosen"
+    kept = torch.tensor(segment.plan.kept, dtype=torch.long)
     survives = torch.ones(num_rows, dtype=torch.bool)
     survives[segment.visual_rows] = False
-    survives[segment.visual_rows[list(segment.plan.kept)]] = True
+    survives[segment.visual_rows[kept]] = True
+    segment.visual_rows = (survives.cumsum(0) - 1)[segment.visual_rows[kept]]
+    segment.planes = tuple(plane[kept.to(plane.device)] for plane in segment.planes)
     segment.choose = None
     return survives.nonzero()[:, 0]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from app.core import Capabilities, ChatRequest, ChatResult, FinishReason, TokenChunk
 from app.engine.base import Outcome, Prepared, Running
-from app.engine.planner import Planner, as_visual_tensor, request_seed
+from app.engine.planner import Planner, request_seed
 from app.engine.ragged import DecoderLoop, Segment
 from app.engine.sampling import Sampler
 from app.engine.sequence import PreparedPrompt, Sequence, prompt_segment
@@ -29,6 +29,7 @@ from app.errors import (
     InvalidField,
 )
 from app.models.base import Adapter
+from app.models.families.base import VisualTokens
 from app.models.loading import load_adapter
 from app.router.store import LoadedRouter, load_router
 from app.settings import Settings
@@ -64,15 +65,15 @@ class ModelRunner:
             raise InvalidField(
                 f"at most {self._max_images} images, got {len(request.images)}", param="images"
             )
-        grids = tuple(self._adapter.grid(image) for image in request.images)
-        prompt = self._adapter.prompt(request.question, grids)
+        layouts = tuple(self._adapter.layout(image) for image in request.images)
+        prompt = self._adapter.prompt(request.question, layouts)
         self._check_length(request, len(prompt.token_ids))
         strategy, allocation = self._planner.resolve(request, prompt.shape)
         prepared = PreparedPrompt(
             request=request,
             prompt=prompt,
             shape=prompt.shape,
-            grids=grids,
+            layouts=layouts,
             strategy=strategy,
             allocation=allocation,
             seed=request_seed(request),
@@ -97,8 +98,8 @@ class ModelRunner:
             return [InternalError("the image could not be encoded")]
         encoded = time.monotonic() - started
         entries: list[Running | AllrounderError] = []
-        for prepared, visual_VD in zip(prompts, visuals, strict=True):
-            entries.append(self._begin_one(prepared, visual_VD, started, encoded))
+        for prepared, visual in zip(prompts, visuals, strict=True):
+            entries.append(self._begin_one(prepared, visual, started, encoded))
         return entries
 
     def step(self, running: Many[Running]) -> list[Outcome]:
@@ -155,22 +156,22 @@ class ModelRunner:
                 param="question" if num_rows >= limit else "max_tokens",
             )
 
-    def _encode(self, prompts: Many[PreparedPrompt]) -> list[Tensor]:
+    def _encode(self, prompts: Many[PreparedPrompt]) -> list[VisualTokens]:
         features = iter(
             self._adapter.encode([img for prepared in prompts for img in prepared.request.images])
         )
         return [
-            as_visual_tensor([next(features) for _ in prepared.request.images])
+            VisualTokens.joined([next(features) for _ in prepared.request.images])
             for prepared in prompts
         ]
 
     def _begin_one(
-        self, prepared: PreparedPrompt, visual_VD: Tensor, started: float, encoded: float
+        self, prepared: PreparedPrompt, visual: VisualTokens, started: float, encoded: float
     ) -> Running | AllrounderError:
         planning = time.monotonic()
         try:
             with torch.inference_mode():
-                plan = self._planner.choose_first(prepared, prepared.prompt, visual_VD)
+                plan = self._planner.choose_first(prepared, visual.tokens_VD)
         except AllrounderError as err:
             return err
         except Exception:
@@ -179,7 +180,7 @@ class ModelRunner:
         sequence = Sequence(
             prepared=prepared,
             plan=plan,
-            visual_VD=visual_VD,
+            visual=visual,
             sampler=Sampler(prepared.request.sampling),
             text=AnswerText(self._adapter.text_stream(), prepared.request.sampling.stop),
         )

@@ -5,25 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from app.core import (
     ChatRequest,
     ChatResult,
     FinishReason,
+    ImageLayout,
     ModelGeometry,
     Plan,
     Prompt,
     PromptShape,
     Timing,
-    TokenGrid,
 )
 from app.cost import cost_of, kv_bytes_per_row
 from app.engine.kv import SequenceKv, max_rows_held
 from app.engine.ragged import Segment
+from app.engine.rows import prompt_rows
 from app.engine.sampling import Sampler
 from app.engine.text import AnswerText
 from app.models.base import Adapter
+from app.models.families.base import VisualTokens
 from app.pruning.allocate import Allocation
 from app.pruning.base import Probe, Strategy
 
@@ -35,7 +36,7 @@ class PreparedPrompt:
     request: ChatRequest
     prompt: Prompt
     shape: PromptShape
-    grids: tuple[TokenGrid, ...]
+    layouts: tuple[ImageLayout, ...]
     strategy: Strategy
     allocation: Allocation
     seed: int
@@ -68,7 +69,7 @@ class Sequence:
 
     prepared: PreparedPrompt
     plan: Plan
-    visual_VD: Tensor
+    visual: VisualTokens
     sampler: Sampler
     text: AnswerText
     kv: SequenceKv = field(default_factory=SequenceKv)
@@ -122,37 +123,23 @@ class Sequence:
                 decode=clock.decode,
                 total=now - self.request.arrival,
             ),
-            grids=self.prepared.grids,
+            grids=tuple(layout.grid for layout in self.prepared.layouts),
         )
 
 
 def prompt_segment(sequence: Sequence, adapter: Adapter, *, probes: tuple[Probe, ...]) -> Segment:
     """The prompt's rows; visual rows dropped at layer 0 never enter."""
-    prepared = sequence.prepared
-    prompt = prepared.prompt
-    hidden_SD = adapter.embed(prompt.token_ids)
-    visual = torch.tensor(
-        [row for start, n in prompt.visual_slots for row in range(start, start + n)]
-    )
-    hidden_SD[visual] = sequence.visual_VD.to(hidden_SD.dtype)
-    positions = adapter.positions(prompt, prepared.grids)
+    prepared, plan = sequence.prepared, sequence.plan
+    positions = adapter.positions(prepared.prompt, prepared.layouts)
     sequence.next_position = positions.next
-    rows_PS = positions.rows_PT
-    sequence.num_axes = rows_PS.shape[0]
-    plan = sequence.plan
-    if plan.selections and plan.selections[0].layer_idx == 0:
-        assert plan.kept is not None, "a selection at layer 0 is made before prefill"
-        survives = torch.ones(len(hidden_SD), dtype=torch.bool)
-        survives[visual] = False
-        survives[visual[list(plan.kept)]] = True
-        kept_rows = survives.nonzero()[:, 0]
-        hidden_SD, rows_PS = hidden_SD[kept_rows.to(hidden_SD.device)], rows_PS[:, kept_rows]
-        visual = (survives.cumsum(0) - 1)[visual[list(plan.kept)]]
+    sequence.num_axes = len(positions.rows_PT)
+    rows = prompt_rows(adapter, prepared.prompt, positions, sequence.visual, plan)
     return Segment(
         plan=plan,
         kv=sequence.kv,
-        hidden_SD=hidden_SD,
-        positions_PS=rows_PS,
-        visual_rows=visual,
+        hidden_SD=rows.hidden_SD,
+        positions_PS=rows.positions_PS,
+        visual_rows=rows.visual_rows,
+        planes=rows.planes,
         probes=probes,
     )

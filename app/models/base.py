@@ -11,8 +11,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from app.core import ImageInput, ModelGeometry, Prompt, TokenGrid
-from app.models.families.base import PromptPositions
+from app.core import ImageInput, ImageLayout, ModelGeometry, Prompt
+from app.models.families.base import PromptPositions, VisualTokens
 
 Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 """(layer_idx, q 1xHxRxE, k 1xKxRxE, v 1xKxRxE, scaling) -> 1xRxHxE, causality included."""
@@ -36,7 +36,7 @@ class TextStream(Protocol):
 
 
 class Adapter(Protocol):
-    """A loaded LVLM. `geometry`, `grid` and `prompt` may be used from any thread."""
+    """A loaded LVLM. `geometry`, `layout` and `prompt` may be used from any thread."""
 
     name: str
     family: str
@@ -51,21 +51,21 @@ class Adapter(Protocol):
         """Visual tokens of every image where the family fixes it, else None."""
         ...
 
-    def grid(self, image: ImageInput) -> TokenGrid: ...
+    def layout(self, image: ImageInput) -> ImageLayout: ...
 
-    def prompt(self, question: str, grids: Sequence[TokenGrid]) -> Prompt:
+    def prompt(self, question: str, layouts: Sequence[ImageLayout]) -> Prompt:
         """One user message, images first, through the model's own chat template."""
         ...
 
-    def encode(self, images: Sequence[ImageInput]) -> list[Tensor]:
-        """Projected visual tokens, V x D per image; one batch, never pruned."""
+    def encode(self, images: Sequence[ImageInput]) -> list[VisualTokens]:
+        """Projected visual tokens of each image; one batch, never pruned."""
         ...
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         """Word embeddings, R x D."""
         ...
 
-    def positions(self, prompt: Prompt, grids: Sequence[TokenGrid]) -> PromptPositions: ...
+    def positions(self, prompt: Prompt, layouts: Sequence[ImageLayout]) -> PromptPositions: ...
 
     def rotate(self, hidden_RD: Tensor, positions_PR: Tensor) -> Rotation: ...
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from app.core import Prompt
+from app.core import ImageLayout, Prompt
 from app.errors import ModelUnsupported
 
 SENTINEL = "\ue000question\ue001"
@@ -26,11 +26,13 @@ class PromptBuilder:
 
     Args:
         processor: a transformers processor with `tokenizer` and a chat template.
+        image_token: what the template writes where an image goes.
         image_token_id: the id whose runs mark visual slots.
     """
 
-    def __init__(self, processor: Any, *, image_token_id: int) -> None:
+    def __init__(self, processor: Any, *, image_token: str, image_token_id: int) -> None:
         self._processor = processor
+        self._image_token = image_token
         self._image_token_id = image_token_id
         self._tokenizer: Tokenizer = processor.tokenizer.backend_tokenizer
         self._text_only = _without_added_tokens(self._tokenizer)
@@ -40,15 +42,16 @@ class PromptBuilder:
         self._added_pattern = re.compile("(" + "|".join(map(re.escape, alternatives)) + ")")
         self._template = lru_cache(maxsize=32)(self._render)
 
-    def build(self, question: str, visual_counts: Sequence[int]) -> Prompt:
-        """Ids of one user message whose images have `visual_counts` visual tokens each."""
-        before, after = self._template(len(visual_counts))
+    def build(self, question: str, layouts: Sequence[ImageLayout]) -> Prompt:
+        """Ids of one user message with images of these layouts."""
+        before, after = self._template(len(layouts))
+        before = self._with_placeholders(before, layouts)
         if SENTINEL in question:
             question = question.replace(SENTINEL, "")
         ids = self._tokenizer.encode(before + question + after, add_special_tokens=False).ids
-        if self._num_added(ids) != self._num_added_in_template(len(visual_counts)):
+        if self._num_added(ids) != self._num_added_in(before) + self._num_added_in(after):
             ids = self._encode_apart(before, question, after)
-        return self._expand(ids, visual_counts)
+        return self._expand(ids, layouts)
 
     def _render(self, num_images: int) -> tuple[str, str]:
         content = [{"type": "image"}] * num_images + [{"type": "text", "text": SENTINEL}]
@@ -58,6 +61,8 @@ class PromptBuilder:
         parts = rendered.split(SENTINEL)
         if len(parts) != 2:
             raise ModelUnsupported("the chat template must place the user's text exactly once")
+        if parts[0].count(self._image_token) != num_images:
+            raise ModelUnsupported("the chat template must place each image before the text")
         bos = self._processor.tokenizer.bos_token
         adds_bos = getattr(self._processor.tokenizer, "add_bos_token", False)
         if bos and adds_bos and not parts[0].startswith(bos):
@@ -68,9 +73,14 @@ class PromptBuilder:
         added = set(self._added_ids.values())
         return sum(token_id in added for token_id in ids)
 
-    def _num_added_in_template(self, num_images: int) -> int:
-        before, after = self._template(num_images)
-        return len(self._added_pattern.findall(before)) + len(self._added_pattern.findall(after))
+    def _num_added_in(self, text: str) -> int:
+        return len(self._added_pattern.findall(text))
+
+    def _with_placeholders(self, before: str, layouts: Sequence[ImageLayout]) -> str:
+        first, *rest = before.split(self._image_token)
+        assert len(rest) == len(layouts), "checked when the template was rendered"
+        pairs = zip(layouts, rest, strict=True)
+        return first + "".join(layout.placeholder + text for layout, text in pairs)
 
     def _encode_apart(self, before: str, question: str, after: str) -> list[int]:
         left, right = self._added_pattern.split(before), self._added_pattern.split(after)
@@ -84,8 +94,8 @@ class PromptBuilder:
             return [self._added_ids[piece]]
         return list(self._text_only.encode(piece, add_special_tokens=False).ids) if piece else []
 
-    def _expand(self, ids: Sequence[int], visual_counts: Sequence[int]) -> Prompt:
-        counts = iter(visual_counts)
+    def _expand(self, ids: Sequence[int], layouts: Sequence[ImageLayout]) -> Prompt:
+        counts = (count for layout in layouts for count in layout.runs)
         expanded: list[int] = []
         slots: list[tuple[int, int]] = []
         for token_id in ids:
@@ -99,6 +109,7 @@ class PromptBuilder:
         return Prompt(
             token_ids=tuple(expanded),
             visual_slots=tuple(slots),
+            visual_per_image=tuple(layout.num_visual for layout in layouts),
             question_slot=(text_start, len(expanded) - text_start),
         )
 

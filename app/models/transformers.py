@@ -14,9 +14,9 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
-from app.core import ImageInput, ModelGeometry, Prompt, TokenGrid
+from app.core import ImageInput, ImageLayout, ModelGeometry, Prompt
 from app.models.base import Attend, Rotation, TextStream
-from app.models.families.base import Family, PromptPositions
+from app.models.families.base import Family, PromptPositions, VisualTokens
 from app.models.prompt import PromptBuilder
 
 ATTENTION_NAME = "allrounder"
@@ -71,30 +71,29 @@ class TransformersAdapter:
         self._family = family
         self._parts = family.parts(model)
         self._parts.config._attn_implementation = ATTENTION_NAME
-        self._prompts = PromptBuilder(processor, image_token_id=model.config.image_token_id)
+        self._prompts = PromptBuilder(
+            processor,
+            image_token=processor.image_token,
+            image_token_id=model.config.image_token_id,
+        )
         self.geometry = _geometry(self._parts.config, model, family)
         self.eos_token_ids = _eos_token_ids(model, processor)
 
     @property
     def fixed_visual(self) -> int | None:
-        small, large = self._num_visual(32, 32), self._num_visual(512, 256)
-        return small if small == large else None
+        small, large = self._layout(32, 32), self._layout(512, 256)
+        return small.num_visual if small.num_visual == large.num_visual else None
 
-    def _num_visual(self, width: int, height: int) -> int:
-        config = self._model.config
-        grid = self._family.grid(config, self._processor, width=width, height=height)
-        return self._family.num_visual(config, grid)
+    def _layout(self, width: int, height: int) -> ImageLayout:
+        return self._family.layout(self._model.config, self._processor, width=width, height=height)
 
-    def grid(self, image: ImageInput) -> TokenGrid:
-        return self._family.grid(
-            self._model.config, self._processor, width=image.width, height=image.height
-        )
+    def layout(self, image: ImageInput) -> ImageLayout:
+        return self._layout(image.width, image.height)
 
-    def prompt(self, question: str, grids: Sequence[TokenGrid]) -> Prompt:
-        counts = [self._family.num_visual(self._model.config, grid) for grid in grids]
-        return self._prompts.build(question, counts)
+    def prompt(self, question: str, layouts: Sequence[ImageLayout]) -> Prompt:
+        return self._prompts.build(question, layouts)
 
-    def encode(self, images: Sequence[ImageInput]) -> list[Tensor]:
+    def encode(self, images: Sequence[ImageInput]) -> list[VisualTokens]:
         return self._family.encode(self._model, self._processor, images)
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
@@ -102,8 +101,8 @@ class TransformersAdapter:
         embedded: Tensor = self._parts.embed(ids)
         return embedded
 
-    def positions(self, prompt: Prompt, grids: Sequence[TokenGrid]) -> PromptPositions:
-        return self._family.positions(prompt, grids)
+    def positions(self, prompt: Prompt, layouts: Sequence[ImageLayout]) -> PromptPositions:
+        return self._family.positions(self._model, prompt, layouts)
 
     def rotate(self, hidden_RD: Tensor, positions_PR: Tensor) -> Rotation:
         positions = positions_PR.to(self._model.device)

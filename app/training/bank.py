@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from app.core import ImageInput
+from app.models.families.base import VisualTokens
 from app.training.measure import Asked, FrozenModel
 from app.training.samples import Picture
 
@@ -22,7 +23,7 @@ class PictureBank:
     def __init__(self, frozen: FrozenModel, pictures: Sequence[Picture]) -> None:
         self.frozen = frozen
         self.pictures = pictures
-        self._encoded: OrderedDict[int, tuple[ImageInput, Tensor]] = OrderedDict()
+        self._encoded: OrderedDict[int, tuple[ImageInput, VisualTokens]] = OrderedDict()
         self._bytes = 0
 
     @property
@@ -30,11 +31,11 @@ class PictureBank:
         return sum(len(picture.questions) for picture in self.pictures)
 
     def visual(self, picture_idx: int) -> Tensor:
-        return self._entry(picture_idx)[1]
+        return self._entry(picture_idx)[1].tokens_VD
 
     def ask(self, picture_idx: int, question: str) -> Asked:
-        image, visual_VD = self._entry(picture_idx)
-        return self.frozen.ask(image, visual_VD, question)
+        image, visual = self._entry(picture_idx)
+        return self.frozen.ask(image, visual, question)
 
     def batches(self) -> Iterator[list[tuple[int, Asked]]]:
         """All questions with their picture's index, some at a time, those of a picture together."""
@@ -47,14 +48,14 @@ class PictureBank:
         if batch:
             yield batch
 
-    def _entry(self, picture_idx: int) -> tuple[ImageInput, Tensor]:
+    def _entry(self, picture_idx: int) -> tuple[ImageInput, VisualTokens]:
         if picture_idx not in self._encoded:
             image = self.pictures[picture_idx].load()
-            visual_VD = self.frozen.encode(image)
+            visual = self.frozen.encode(image)
             # Only its size is asked for later.
-            self._encoded[picture_idx] = (replace(image, rgb=b""), visual_VD)
-            self._bytes += visual_VD.nbytes
+            self._encoded[picture_idx] = (replace(image, rgb=b""), visual)
+            self._bytes += visual.nbytes
         while self._bytes > _CACHE_BYTES and len(self._encoded) > 1:
-            _, (_, oldest_VD) = self._encoded.popitem(last=False)
-            self._bytes -= oldest_VD.nbytes
+            _, (_, oldest) = self._encoded.popitem(last=False)
+            self._bytes -= oldest.nbytes
         return self._encoded[picture_idx]

@@ -12,12 +12,13 @@ from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 
 from app.engine.attention.sdpa import attend_one
+from app.engine.rows import prompt_rows
 from app.pruning.base import Context
 from app.pruning.par import Par
 from app.router.model import MetaRouter
 from app.router.store import Calibration
 from app.training.bank import PictureBank
-from app.training.measure import Asked, FrozenModel
+from app.training.measure import Asked, FrozenModel, make_plan
 from app.training.trials import plan_by, view_of
 
 TOKEN_RATIOS = (0.01, 0.04, 0.08, 0.12, 0.18, 0.25, 0.37, 0.5, 0.75, 1.0)
@@ -73,15 +74,18 @@ def monotone(kl_G: Tensor) -> Tensor:
 def block_influence(frozen: FrozenModel, asked: Asked) -> Tensor:
     """1 - cosine(input, output) per layer, mean over the prompt's rows (ShortGPT, section 3.2)."""
     adapter = frozen.adapter
-    hidden_RD = adapter.embed(asked.prompt.token_ids)
-    hidden_RD[asked.visual_rows] = asked.visual_VD.to(hidden_RD.dtype)
-    rotation = adapter.rotate(hidden_RD, asked.positions.rows_PT)
+    dense = make_plan(num_layers=frozen.num_layers, num_visual=len(asked.visual_VD))
+    rows = prompt_rows(adapter, asked.prompt, asked.positions, asked.visual, dense)
+    hidden_RD = rows.hidden_SD
+    rotation = adapter.rotate(hidden_RD, rows.positions_PS)
     influence = []
     for layer_idx in range(frozen.num_layers):
         output_RD = adapter.layer(layer_idx, hidden_RD, rotation, _attend)
         similarity_R = cosine_similarity(hidden_RD.double(), output_RD.double(), dim=-1)
         influence.append(1 - similarity_R.mean())
         hidden_RD = output_RD
+        if layer_idx < len(rows.planes):
+            hidden_RD = hidden_RD.index_add(0, rows.visual_rows, rows.planes[layer_idx])
     return torch.stack(influence).cpu()
 
 

@@ -9,17 +9,18 @@ Shapes: S rows of a prompt, V visual tokens, T response tokens, H heads, D width
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from app.core import ImageInput, Plan, Prompt, Selection, TokenGrid
+from app.core import ImageInput, Plan, Prompt, Selection
 from app.engine.kv import SequenceKv
 from app.engine.ragged import DecoderLoop, Segment
+from app.engine.rows import prompt_rows
 from app.models.base import Adapter
-from app.models.families.base import PromptPositions
+from app.models.families.base import PromptPositions, VisualTokens
 from app.pruning.base import Probe
 
 MAX_PACKED_ROWS = 4096
@@ -31,13 +32,11 @@ class Asked:
 
     prompt: Prompt
     positions: PromptPositions
-    visual_VD: Tensor
+    visual: VisualTokens
 
     @property
-    def visual_rows(self) -> Tensor:
-        return torch.tensor(
-            [row for start, n in self.prompt.visual_slots for row in range(start, start + n)]
-        )
+    def visual_VD(self) -> Tensor:
+        return self.visual.tokens_VD
 
 
 @dataclass(kw_only=True)
@@ -108,15 +107,16 @@ class FrozenModel:
     def num_layers(self) -> int:
         return self.adapter.geometry.num_layers
 
-    def encode(self, image: ImageInput) -> Tensor:
-        """Visual tokens, V x D, that may enter a gradient."""
-        return self.adapter.encode([image])[0].clone()
+    def encode(self, image: ImageInput) -> VisualTokens:
+        """Visual tokens that may enter a gradient."""
+        visual = self.adapter.encode([image])[0]
+        return replace(visual, tokens_VD=visual.tokens_VD.clone())
 
-    def ask(self, image: ImageInput, visual_VD: Tensor, question: str) -> Asked:
-        grids: tuple[TokenGrid, ...] = (self.adapter.grid(image),)
-        prompt = self.adapter.prompt(question, grids)
-        positions = self.adapter.positions(prompt, grids)
-        return Asked(prompt=prompt, positions=positions, visual_VD=visual_VD)
+    def ask(self, image: ImageInput, visual: VisualTokens, question: str) -> Asked:
+        layouts = (self.adapter.layout(image),)
+        prompt = self.adapter.prompt(question, layouts)
+        positions = self.adapter.positions(prompt, layouts)
+        return Asked(prompt=prompt, positions=positions, visual=visual)
 
     def question_rows(self, asked: Asked) -> Tensor:
         """Word embeddings of the text after the image, Q x D: what the router reads."""
@@ -191,26 +191,17 @@ class FrozenModel:
         probes: tuple[Probe, ...] = (),
     ) -> Segment:
         """Prompt and response rows; visual rows dropped at layer 0 never enter."""
-        hidden_SD = self.adapter.embed([*asked.prompt.token_ids, *tail_ids])
-        visual = asked.visual_rows
-        hidden_SD[visual] = asked.visual_VD.to(hidden_SD.dtype)
-        rows_PT = asked.positions.rows_PT
-        tail = asked.positions.next + torch.arange(len(tail_ids))
-        positions_PS = torch.cat([rows_PT, tail.expand(len(rows_PT), -1)], dim=1)
+        rows = prompt_rows(
+            self.adapter, asked.prompt, asked.positions, asked.visual, plan, tail_ids=tail_ids
+        )
         late = bool(plan.selections) and plan.last_selection_layer > 0
-        if plan.selections and not late:
-            assert plan.kept is not None, "a trial's plan is complete"
-            survives = torch.ones(len(hidden_SD), dtype=torch.bool)
-            survives[visual] = False
-            survives[visual[list(plan.kept)]] = True
-            rows = survives.nonzero()[:, 0]
-            hidden_SD, positions_PS = hidden_SD[rows.to(hidden_SD.device)], positions_PS[:, rows]
         return Segment(
             plan=plan,
             kv=SequenceKv(),
-            hidden_SD=hidden_SD,
-            positions_PS=positions_PS,
-            visual_rows=visual,
+            hidden_SD=rows.hidden_SD,
+            positions_PS=rows.positions_PS,
+            visual_rows=rows.visual_rows,
+            planes=rows.planes,
             probes=probes,
             choose=(lambda segment: segment.plan) if late else None,
         )

@@ -24,7 +24,7 @@ def test_fastv_keeps_what_the_librarys_own_attention_says(
         request = chat_request(
             seed, form=Counts(tokens=12), strategy="fastv", options={"layer": layer}
         )
-        prompt = adapter.prompt(request.question, [adapter.grid(request.images[0])])
+        prompt = adapter.prompt(request.question, [adapter.layout(request.images[0])])
         with torch.inference_mode():
             shown = reference.model(
                 **reference.inputs(request, prompt.token_ids), output_attentions=True

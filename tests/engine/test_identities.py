@@ -43,7 +43,7 @@ def test_the_dense_plan_is_generate_token_for_token(
 ) -> None:
     image = noise_image(seed, width=20 + 9 * seed, height=100 - 3 * seed)
     request = chat_request(seed, images=(image,))
-    prompt = adapter.prompt(request.question, [adapter.grid(image)]).token_ids
+    prompt = adapter.prompt(request.question, [adapter.layout(image)]).token_ids
     (sequence,) = begin(runner, [request])
     while runner.step([sequence])[0].result is None:
         pass
@@ -56,8 +56,8 @@ def test_two_images_in_one_request_equal_generate(
     runner: ModelRunner, adapter: TransformersAdapter, reference: Reference
 ) -> None:
     request = chat_request(3, num_images=2)
-    grids = [adapter.grid(image) for image in request.images]
-    prompt = adapter.prompt(request.question, grids).token_ids
+    layouts = [adapter.layout(image) for image in request.images]
+    prompt = adapter.prompt(request.question, layouts).token_ids
     (sequence,) = begin(runner, [request])
     while runner.step([sequence])[0].result is None:
         pass
@@ -71,7 +71,7 @@ def test_what_is_dropped_equals_what_is_masked(
     case: StrategyCase, runner: ModelRunner, adapter: TransformersAdapter, reference: Reference
 ) -> None:
     request = _request(case)
-    prompt = adapter.prompt(request.question, [adapter.grid(request.images[0])]).token_ids
+    prompt = adapter.prompt(request.question, [adapter.layout(request.images[0])]).token_ids
     (sequence,) = begin(runner, [request])
     logits: list[Tensor] = []
     original = adapter.logits

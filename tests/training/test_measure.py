@@ -38,7 +38,7 @@ def reference_hidden(
     """Logits of all rows, and the input of every layer, by transformers."""
     decoder = reference.model.language_model
     rows = decoder.embed_tokens(torch.tensor([*asked.prompt.token_ids, *tail]))
-    rows[asked.visual_rows] = asked.visual_VD
+    rows[list(asked.prompt.visual_rows)] = asked.visual_VD
     with torch.no_grad():
         output = decoder(inputs_embeds=rows[None], output_hidden_states=True)
         return reference.lm_head(output.last_hidden_state)[0], output.hidden_states

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from app.core import ImageInput, Prompt, TokenGrid
+from app.core import ImageInput, ImageLayout, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,35 @@ class PromptPositions:
     next: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class VisualTokens:
+    """One image, or one request's images in order, as the decoder takes them: never pruned.
+
+    Attributes:
+        tokens_VD: rows at the visual slots.
+        planes: V x D each; plane i is added to the visual rows behind decoder layer i.
+    """
+
+    tokens_VD: Tensor
+    planes: tuple[Tensor, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        return self.tokens_VD.nbytes + sum(plane.nbytes for plane in self.planes)
+
+    @classmethod
+    def joined(cls, images: Sequence[VisualTokens]) -> VisualTokens:
+        if len(images) == 1:
+            return images[0]
+        planes = zip(*(image.planes for image in images), strict=True)
+        return cls(
+            tokens_VD=torch.cat([image.tokens_VD for image in images]),
+            planes=tuple(torch.cat(plane) for plane in planes),
+        )
+
+
 class Family(Protocol):
-    """One LVLM family. All methods are called on the engine's thread but the two pure ones."""
+    """One LVLM family. All but the pure `layout` is called on the engine's thread."""
 
     name: str
 
@@ -47,21 +74,19 @@ class Family(Protocol):
         """Layers that no plan may skip (those that add visual features, for example)."""
         ...
 
-    def grid(self, config: Any, processor: Any, *, width: int, height: int) -> TokenGrid:
-        """The visual-token grid of an image of that size; pure."""
-        ...
-
-    def num_visual(self, config: Any, grid: TokenGrid) -> int:
-        """Visual tokens that stand for `grid` in the prompt; pure."""
+    def layout(self, config: Any, processor: Any, *, width: int, height: int) -> ImageLayout:
+        """How an image of that size stands in the prompt; pure."""
         ...
 
     def encode(
         self, model: PreTrainedModel, processor: Any, images: Sequence[ImageInput]
-    ) -> list[Tensor]:
-        """Pixels to projected visual tokens, one V x D tensor per image, in one batch."""
+    ) -> list[VisualTokens]:
+        """Pixels to projected visual tokens, image by image, in one batch."""
         ...
 
-    def positions(self, prompt: Prompt, grids: Sequence[TokenGrid]) -> PromptPositions: ...
+    def positions(
+        self, model: PreTrainedModel, prompt: Prompt, layouts: Sequence[ImageLayout]
+    ) -> PromptPositions: ...
 
 
 def sequential_positions(prompt: Prompt) -> PromptPositions:

@@ -7,11 +7,15 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from app.core import ImageInput, Prompt, TokenGrid
-from app.models.families.base import DecoderParts, PromptPositions, sequential_positions
+from app.core import ImageInput, ImageLayout, Prompt, TokenGrid
+from app.models.families.base import (
+    DecoderParts,
+    PromptPositions,
+    VisualTokens,
+    sequential_positions,
+)
 
 
 class Llava:
@@ -33,17 +37,18 @@ class Llava:
     def protected_layers(self, model: PreTrainedModel) -> frozenset[int]:
         return frozenset()
 
-    def grid(self, config: Any, processor: Any, *, width: int, height: int) -> TokenGrid:
+    def layout(self, config: Any, processor: Any, *, width: int, height: int) -> ImageLayout:
         side = config.vision_config.image_size // config.vision_config.patch_size
-        return TokenGrid(rows=side, cols=side)
-
-    def num_visual(self, config: Any, grid: TokenGrid) -> int:
-        has_class_token = config.vision_feature_select_strategy == "full"
-        return grid.rows * grid.cols + int(has_class_token)
+        num_class = int(config.vision_feature_select_strategy == "full")
+        return ImageLayout(
+            grid=TokenGrid(rows=side, cols=side, offset=num_class),
+            placeholder=processor.image_token,
+            runs=(side * side + num_class,),
+        )
 
     def encode(
         self, model: PreTrainedModel, processor: Any, images: Sequence[ImageInput]
-    ) -> list[Tensor]:
+    ) -> list[VisualTokens]:
         pictures = [Image.frombytes("RGB", (i.width, i.height), i.rgb) for i in images]
         pixels = processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
@@ -53,7 +58,9 @@ class Llava:
                 vision_feature_select_strategy=model.config.vision_feature_select_strategy,
                 return_dict=True,
             )
-        return list(features.pooler_output)
+        return [VisualTokens(tokens_VD=tokens_VD) for tokens_VD in features.pooler_output]
 
-    def positions(self, prompt: Prompt, grids: Sequence[TokenGrid]) -> PromptPositions:
+    def positions(
+        self, model: PreTrainedModel, prompt: Prompt, layouts: Sequence[ImageLayout]
+    ) -> PromptPositions:
         return sequential_positions(prompt)
