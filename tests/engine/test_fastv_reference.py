@@ -5,30 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoProcessor
 
 from app.budget import Counts
 from app.engine.runner import ModelRunner
 from app.models.transformers import TransformersAdapter
-from tests.engine.driving import Reference, answers
-from tests.tiny import chat_request, reference_model
+from tests.engine.driving import answers
+from tests.families.reference import Reference
+from tests.tiny import chat_request
 
 
 def test_fastv_keeps_what_the_librarys_own_attention_says(
     llava_folder: Path, runner: ModelRunner, adapter: TransformersAdapter
 ) -> None:
-    reference = Reference(
-        reference_model(llava_folder), AutoProcessor.from_pretrained(llava_folder)
-    )
+    reference = Reference(llava_folder)
     for seed, layer in ((0, 2), (1, 2), (2, 4)):
         request = chat_request(
             seed, form=Counts(tokens=12), strategy="fastv", options={"layer": layer}
         )
         prompt = adapter.prompt(request.question, [adapter.layout(request.images[0])])
         with torch.inference_mode():
-            shown = reference.model(
-                **reference.inputs(request, prompt.token_ids), output_attentions=True
-            ).attentions[layer - 1]
+            shown = reference.model(**reference.inputs(request), output_attentions=True).attentions[
+                layer - 1
+            ]
         start, count = prompt.visual_slots[0]
         scores = shown[0, :, -1, start : start + count].double().mean(0).tolist()
         expected = sorted(sorted(range(count), key=lambda idx: -scores[idx])[:12])
