@@ -1,10 +1,15 @@
 """Keys and values per (request, kept layer, surviving row), and the exact count of their bytes.
 
-A layer that a plan skips never appears here. Shapes: K key heads, R rows, E head size.
+A layer that a plan skips never appears here. Requests that begin together with plans of one shape
+share buffers, so that one attention call serves them all; one that leaves takes its memory along.
+
+Shapes: B requests that share, K key heads, S added rows, C rows in use, R rows allocated, E head
+size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,46 +20,51 @@ _GROWTH_ROWS = 32
 
 @dataclass(slots=True)
 class _LayerKv:
-    keys_KRE: Tensor
-    values_KRE: Tensor
+    keys_BKRE: Tensor
+    values_BKRE: Tensor
     num_rows: int
 
+    def in_use(self) -> tuple[Tensor, Tensor]:
+        return self.keys_BKRE[:, :, : self.num_rows], self.values_BKRE[:, :, : self.num_rows]
 
-class SequenceKv:
-    """One request's KV: a contiguous, growing buffer per layer that has run."""
 
-    def __init__(self) -> None:
+class KvStore:
+    """A contiguous, growing buffer per layer for requests whose rows grow in step."""
+
+    def __init__(self, members: Sequence[SequenceKv]) -> None:
+        self.members = list(members)
         self._layers: dict[int, _LayerKv] = {}
 
-    def append(self, layer_idx: int, keys_KRE: Tensor, values_KRE: Tensor) -> tuple[Tensor, Tensor]:
-        """Add rows to a layer; returns views of all its keys and values so far."""
-        added = keys_KRE.shape[1]
+    def append(
+        self, layer_idx: int, keys_BKSE: Tensor, values_BKSE: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Add rows to a layer; returns views of all its keys and values, B x K x C x E."""
         layer = self._layers.get(layer_idx)
         if layer is None:
-            layer = _LayerKv(_room(keys_KRE, added), _room(values_KRE, added), 0)
+            layer = _LayerKv(_room(keys_BKSE), _room(values_BKSE), 0)
             self._layers[layer_idx] = layer
-        end = layer.num_rows + added
-        if end > layer.keys_KRE.shape[1]:
-            layer.keys_KRE = _grown(layer.keys_KRE, layer.num_rows, end)
-            layer.values_KRE = _grown(layer.values_KRE, layer.num_rows, end)
-        layer.keys_KRE[:, layer.num_rows : end] = keys_KRE
-        layer.values_KRE[:, layer.num_rows : end] = values_KRE
+        start, end = layer.num_rows, layer.num_rows + keys_BKSE.shape[2]
+        if end > layer.keys_BKRE.shape[2]:
+            layer.keys_BKRE = _grown(layer.keys_BKRE, start, end)
+            layer.values_BKRE = _grown(layer.values_BKRE, start, end)
+        layer.keys_BKRE[:, :, start:end] = keys_BKSE
+        layer.values_BKRE[:, :, start:end] = values_BKSE
         layer.num_rows = end
-        return layer.keys_KRE[:, :end], layer.values_KRE[:, :end]
+        return layer.in_use()
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(sorted(self._layers))
 
     def num_rows(self, layer_idx: int) -> int:
         layer = self._layers.get(layer_idx)
         return layer.num_rows if layer else 0
 
     @property
-    def layers(self) -> tuple[int, ...]:
-        return tuple(sorted(self._layers))
-
-    @property
     def bytes_used(self) -> int:
         """Bytes of the rows that exist."""
         return sum(
-            2 * layer.num_rows * layer.keys_KRE[:, 0].numel() * layer.keys_KRE.element_size()
+            2 * layer.num_rows * layer.keys_BKRE[:, :, 0].numel() * layer.keys_BKRE.element_size()
             for layer in self._layers.values()
         )
 
@@ -62,11 +72,80 @@ class SequenceKv:
     def bytes_held(self) -> int:
         """Bytes allocated, room for growth included."""
         return sum(
-            layer.keys_KRE.nbytes + layer.values_KRE.nbytes for layer in self._layers.values()
+            layer.keys_BKRE.nbytes + layer.values_BKRE.nbytes for layer in self._layers.values()
         )
 
-    def release(self) -> None:
+    def compact(self) -> None:
+        """Give back the memory of members that were released."""
+        kept = [idx for idx, member in enumerate(self.members) if not member.released]
+        if len(kept) == len(self.members):
+            return
+        self.members = [self.members[idx] for idx in kept]
+        if not kept:
+            self._layers.clear()
+        for layer in self._layers.values():
+            layer.keys_BKRE = layer.keys_BKRE[kept]
+            layer.values_BKRE = layer.values_BKRE[kept]
+
+    def split(self) -> None:
+        """Give each member buffers of its own: they no longer grow in step."""
+        self.compact()
+        for idx, member in enumerate(self.members):
+            member.store = KvStore([member])
+            for layer_idx, layer in self._layers.items():
+                member.store._layers[layer_idx] = _LayerKv(
+                    layer.keys_BKRE[idx : idx + 1].clone(),
+                    layer.values_BKRE[idx : idx + 1].clone(),
+                    layer.num_rows,
+                )
         self._layers.clear()
+
+
+class SequenceKv:
+    """One request's hold on its keys and values."""
+
+    def __init__(self) -> None:
+        self.released = False
+        self.store = KvStore([self])
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.store.layers
+
+    def num_rows(self, layer_idx: int) -> int:
+        return 0 if self.released else self.store.num_rows(layer_idx)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return () if self.released else self.store.layers
+
+    @property
+    def bytes_used(self) -> int:
+        return 0 if self.released else self.store.bytes_used // len(self.store.members)
+
+    @property
+    def bytes_held(self) -> int:
+        return 0 if self.released else self.store.bytes_held // len(self.store.members)
+
+    def release(self, *, compact: bool = True) -> None:
+        """Give back everything; safe to call twice. Without `compact` its store does so later."""
+        self.released = True
+        if compact:
+            self.store.compact()
+
+    def restart(self) -> None:
+        """Forget all rows, to compute them anew."""
+        self.release()
+        self.released = False
+        self.store = KvStore([self])
+
+
+def share(members: Sequence[SequenceKv]) -> None:
+    """Let requests that hold nothing yet, and will grow in step, use common buffers."""
+    assert all(member.is_empty for member in members), "only empty ones can begin to share"
+    store = KvStore(members)
+    for member in members:
+        member.store = store
 
 
 def max_rows_held(num_rows: int) -> int:
@@ -74,14 +153,13 @@ def max_rows_held(num_rows: int) -> int:
     return num_rows + _GROWTH_ROWS
 
 
-def _room(like_KRE: Tensor, num_rows: int) -> Tensor:
-    heads, _, size = like_KRE.shape
-    return torch.empty(
-        heads, num_rows + _GROWTH_ROWS, size, dtype=like_KRE.dtype, device=like_KRE.device
-    )
+def _room(like_BKSE: Tensor, num_rows: int | None = None) -> Tensor:
+    size, heads, added, width = like_BKSE.shape
+    rows = (added if num_rows is None else num_rows) + _GROWTH_ROWS
+    return torch.empty(size, heads, rows, width, dtype=like_BKSE.dtype, device=like_BKSE.device)
 
 
-def _grown(buffer_KRE: Tensor, used: int, needed: int) -> Tensor:
-    larger = _room(buffer_KRE, needed)
-    larger[:, :used] = buffer_KRE[:, :used]
+def _grown(buffer_BKRE: Tensor, used: int, needed: int) -> Tensor:
+    larger = _room(buffer_BKRE, needed)
+    larger[:, :, :used] = buffer_BKRE[:, :, :used]
     return larger

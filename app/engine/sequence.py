@@ -142,4 +142,5 @@ def prompt_segment(sequence: Sequence, adapter: Adapter, *, probes: tuple[Probe,
         visual_rows=rows.visual_rows,
         planes=rows.planes,
         probes=probes,
+        may_share=True,
     )

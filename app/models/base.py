@@ -15,7 +15,7 @@ from app.core import ImageInput, ImageLayout, ModelGeometry, Prompt
 from app.models.families.base import PromptPositions, VisualTokens
 
 Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
-"""(layer_idx, q 1xHxRxE, k 1xKxRxE, v 1xKxRxE, scaling) -> 1xRxHxE, causality included."""
+"""(layer_idx, q RxHxE, k RxKxE, v RxKxE, scaling) -> R x H*E, causality included."""
 
 
 @dataclass(frozen=True, kw_only=True)

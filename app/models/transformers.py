@@ -7,6 +7,7 @@ function, so KV and causality stay with the engine. Knows nothing of plans.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from app.core import ImageInput, ImageLayout, ModelGeometry, Prompt
 from app.models.base import Attend, Rotation, TextStream
 from app.models.families.base import Family, PromptPositions, VisualTokens
+from app.models.fused import CHECK_POSITIONS, RunLayer, fused_or_plain
 from app.models.prompt import PromptBuilder
 
 ATTENTION_NAME = "allrounder"
@@ -33,7 +35,19 @@ def _engine_attention(
     attend: Attend,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    return attend(module.layer_idx, query, key, value, scaling), None
+    query_RHE, key_RKE, value_RKE = (heads[0].transpose(0, 1) for heads in (query, key, value))
+    output = attend(module.layer_idx, query_RHE, key_RKE, value_RKE, scaling)
+    return output.view(1, *query_RHE.shape), None
+
+
+def _run_plain(layer: Any, hidden_RD: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
+    output: Tensor = layer(
+        hidden_RD[None],
+        attention_mask=None,
+        position_embeddings=(rotation.cos, rotation.sin),
+        attend=attend,
+    )
+    return output[0]
 
 
 class _DecodeText:
@@ -77,7 +91,18 @@ class TransformersAdapter:
             image_token_id=model.config.image_token_id,
         )
         self.geometry = _geometry(self._parts.config, model, family)
+        self._layers = self._run_layers()
         self.eos_token_ids = _eos_token_ids(model, processor)
+
+    def _run_layers(self) -> list[RunLayer]:
+        plain: list[RunLayer] = [partial(_run_plain, layer) for layer in self._parts.layers]
+        if self._model.device.type != "cpu" or self._model.dtype is not torch.float32:
+            return plain
+        width = self.geometry.width
+        with torch.inference_mode():
+            positions_PR = torch.tensor([CHECK_POSITIONS])
+            rotation = self.rotate(torch.zeros(len(CHECK_POSITIONS), width), positions_PR)
+            return fused_or_plain(self._parts.layers, plain, width=width, rotation=rotation)
 
     @property
     def fixed_visual(self) -> int | None:
@@ -113,13 +138,7 @@ class TransformersAdapter:
     def layer(
         self, layer_idx: int, hidden_RD: Tensor, rotation: Rotation, attend: Attend
     ) -> Tensor:
-        output: Tensor = self._parts.layers[layer_idx](
-            hidden_RD[None],
-            attention_mask=None,
-            position_embeddings=(rotation.cos, rotation.sin),
-            attend=attend,
-        )
-        return output[0]
+        return self._layers[layer_idx](hidden_RD, rotation, attend)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         logits: Tensor = self._parts.head(self._parts.norm(hidden_RD))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 
-from app.engine.attention.sdpa import attend_one
+from app.engine.attention.sdpa import attend
 from app.engine.rows import prompt_rows
 from app.pruning.base import Context
 from app.pruning.par import Par
@@ -90,4 +90,6 @@ def block_influence(frozen: FrozenModel, asked: Asked) -> Tensor:
 
 
 def _attend(_: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    return attend_one(query[0], key[0], value[0], scaling).transpose(0, 1)[None]
+    query_BHSE, key_BKSE, value_BKSE = (each.transpose(0, 1)[None] for each in (query, key, value))
+    output_BHSE = attend(query_BHSE, key_BKSE, value_BKSE, scaling)
+    return output_BHSE[0].transpose(0, 1).flatten(1)

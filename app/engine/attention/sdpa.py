@@ -1,6 +1,6 @@
-"""Attention of packed rows, request by request, through torch's scaled_dot_product_attention.
+"""Attention of requests with equally many rows, through torch's scaled_dot_product_attention.
 
-Shapes: H query heads, K key heads, R packed rows, S rows of one request, E head size, C its keys.
+Shapes: B requests, H query heads, K key heads, S rows of each request, C its keys, E head size.
 """
 
 from __future__ import annotations
@@ -12,21 +12,25 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
+_WORTH_MATMUL = 1 << 18
 
-def attend_one(query_HSE: Tensor, keys_KCE: Tensor, values_KCE: Tensor, scaling: float) -> Tensor:
-    """The last S of C causal positions: H x S x E. One query row needs no mask."""
-    num_queries, num_keys = query_HSE.shape[1], keys_KCE.shape[1]
+
+def attend(query_BHSE: Tensor, keys_BKCE: Tensor, values_BKCE: Tensor, scaling: float) -> Tensor:
+    """The last S of C causal positions: B x H x S x E. One query row needs no mask."""
+    num_queries, num_keys = query_BHSE.shape[2], keys_BKCE.shape[2]
+    if num_queries == 1 and _reads_much(keys_BKCE):
+        return _attend_one_row(query_BHSE, keys_BKCE, values_BKCE, scaling)
     whole = num_queries == num_keys and num_queries > 1
     mask = causal_lower_right(num_queries, num_keys) if 1 < num_queries < num_keys else None
     return scaled_dot_product_attention(
-        query_HSE[None],
-        keys_KCE[None],
-        values_KCE[None],
+        query_BHSE,
+        keys_BKCE,
+        values_BKCE,
         attn_mask=cast("Tensor | None", mask),
         is_causal=whole,
         scale=scaling,
-        enable_gqa=query_HSE.shape[0] != keys_KCE.shape[0],
-    )[0]
+        enable_gqa=query_BHSE.shape[1] != keys_BKCE.shape[1],
+    )
 
 
 def attention_rows(query_HSE: Tensor, keys_KCE: Tensor, row_idx: Tensor, scaling: float) -> Tensor:
@@ -41,3 +45,17 @@ def attention_rows(query_HSE: Tensor, keys_KCE: Tensor, row_idx: Tensor, scaling
     position = row_idx + (num_keys - num_queries)
     future = torch.arange(num_keys, device=scores.device)[None] > position[:, None]
     return scores.masked_fill(future[None], float("-inf")).softmax(-1)
+
+
+def _reads_much(keys_BKCE: Tensor) -> bool:
+    """On CPU, torch's flash kernel reads keys slower than a batched product from some size on."""
+    return keys_BKCE.device.type == "cpu" and keys_BKCE.numel() >= _WORTH_MATMUL
+
+
+def _attend_one_row(
+    query_BHSE: Tensor, keys_BKCE: Tensor, values_BKCE: Tensor, scaling: float
+) -> Tensor:
+    size, heads, _, width = query_BHSE.shape
+    grouped_BKGE = (query_BHSE * scaling).view(size, keys_BKCE.shape[1], -1, width)
+    weights = (grouped_BKGE @ keys_BKCE.transpose(2, 3)).softmax(-1)
+    return (weights @ values_BKCE).view(size, heads, 1, width)
