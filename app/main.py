@@ -63,12 +63,13 @@ EngineFactory = Callable[[Settings, Observer], ServedEngine]
 def build_engine(settings: Settings, observer: Observer) -> ServedEngine:
     """The real engine. The imports are here because they load torch."""
     from app.engine.engine import Engine
-    from app.engine.runner import load_runner
+    from app.engine.loading import load_runner
 
     return Engine(
         partial(load_runner, settings),
         max_running=settings.max_running,
         max_queue=settings.max_queue,
+        max_step_rows=settings.max_step_rows,
         observer=observer,
     )
 

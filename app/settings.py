@@ -58,6 +58,18 @@ class Settings(BaseSettings):
         ge=2**20,
         description="Bytes that keys and values of all requests may hold.",
     )
+    encoder_cache_bytes: int = Field(
+        default=256 * 2**20,
+        ge=0,
+        description="Bytes of encoded images kept for further questions about them; 0: none.",
+    )
+    max_step_rows: int = Field(
+        default=2048,
+        ge=64,
+        le=2**20,
+        description="Rows of one forward pass; a longer prompt is computed in parts between "
+        "the tokens of running answers.",
+    )
     max_running: int = Field(
         default=16, ge=1, le=4096, description="Requests that are computed at the same time."
     )

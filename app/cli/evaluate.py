@@ -27,7 +27,7 @@ def evaluate(
     """Run a benchmark over a grid of strategies and budgets."""
     from tqdm import tqdm
 
-    from app.engine.runner import load_runner
+    from app.engine.loading import load_runner
     from app.evaluation.benchmarks import BENCHMARKS
     from app.evaluation.report import cells_of, table_of
     from app.evaluation.runner import evaluate as run

@@ -5,13 +5,16 @@ Knows nothing of torch; a fake runner and a real one satisfy the same protocol.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
 from app.core import Capabilities, ChatRequest, ChatResult, FinishReason, PromptShape, TokenChunk
+from app.engine.tickets import Demand
 from app.errors import AllrounderError
+
+_ALL_ROWS = 1 << 62
 
 
 class EngineState(StrEnum):
@@ -32,6 +35,8 @@ class EngineStatus:
     kv_bytes_held: int
     kv_bytes_limit: int
     num_steps: int
+    encoder_cache_queries: int = 0
+    encoder_cache_hits: int = 0
 
 
 class Prepared(Protocol):
@@ -62,8 +67,25 @@ class Outcome:
     error: AllrounderError | None = None
 
 
+def whole(running: Iterable[Running]) -> list[tuple[Running, int]]:
+    """Work for a step that computes every prompt at once."""
+    return [(each, _ALL_ROWS) for each in running]
+
+
+class DeviceOutOfMemory(Exception):
+    """A step did not fit the device; what it had begun is undone, so a smaller one may be tried."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheCounts:
+    """How often encoded images were looked for, and how often they were there."""
+
+    queries: int = 0
+    hits: int = 0
+
+
 class Runner(Protocol):
-    """The one owner of the device. Only `capabilities` and `prepare` may be called off its thread.
+    """The one owner of the device. `capabilities`, `prepare` and `demand` may be called anywhere.
 
     `begin`, `step`, `finish` and `release` never raise for one request's fault: that request gets
     an `Outcome` (or an error in its place) and its neighbours go on.
@@ -75,12 +97,24 @@ class Runner(Protocol):
         """Build the prompt and resolve the budget. Raises typed errors that name the field."""
         ...
 
+    def demand(self, prepared: Prepared) -> Demand:
+        """What computing a prepared request takes."""
+        ...
+
     def begin(self, batch: Sequence[Prepared]) -> list[Running | AllrounderError]:
         """Encode the images in one batch and make each plan; one entry per request, in order."""
         ...
 
-    def step(self, running: Sequence[Running]) -> list[Outcome]:
-        """One forward pass: prefill for those that just began, one more token for the others."""
+    def step(self, work: Sequence[tuple[Running, int]]) -> list[Outcome]:
+        """One forward pass: at most so many prompt rows of those in prefill, a token of the others.
+
+        A request whose prompt is not complete after the step has no outcome. Raises
+        DeviceOutOfMemory with every request as it was before.
+        """
+        ...
+
+    def preempt(self, running: Running) -> None:
+        """Drop all KV of a request; its next rows are those of its prompt and answer so far."""
         ...
 
     def finish(self, running: Running, reason: FinishReason) -> ChatResult:
@@ -91,13 +125,11 @@ class Runner(Protocol):
         """Give back all memory of a request; safe to call twice."""
         ...
 
-    def kv_bytes_bound(self, prepared: Prepared) -> int:
-        """Most bytes of KV that a prepared request can come to hold."""
-        ...
-
     def kv_bytes_held(self) -> int: ...
 
     def kv_bytes_limit(self) -> int: ...
+
+    def encoder_cache(self) -> CacheCounts: ...
 
 
 class Observer(Protocol):
@@ -106,6 +138,8 @@ class Observer(Protocol):
     def rejected(self, error: AllrounderError) -> None: ...
 
     def admitted(self, request: ChatRequest, *, queue_seconds: float) -> None: ...
+
+    def preempted(self, request: ChatRequest) -> None: ...
 
     def first_token(self, request: ChatRequest, *, seconds: float) -> None: ...
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import cast
 
 from app.budget import Counts, FlopsShare
 from app.core import (
@@ -26,7 +27,8 @@ from app.core import (
     TokenGrid,
 )
 from app.cost import cost_of
-from app.engine.base import Outcome, Prepared, Running
+from app.engine.base import CacheCounts, DeviceOutOfMemory, Outcome, Prepared, Running
+from app.engine.tickets import Demand
 from app.errors import AllrounderError, BudgetTooSmall, InvalidField
 
 GRID = TokenGrid(rows=4, cols=4)
@@ -41,8 +43,7 @@ GEOMETRY = ModelGeometry(
     vocab_size=100,
     max_positions=4096,
 )
-KV_BYTES_EACH = 1024
-KV_BYTES_LIMIT = 2**20
+KV_BYTES_ROW = 32
 NO_FAULTS: Mapping[str, Exception] = MappingProxyType({})
 
 
@@ -66,6 +67,13 @@ class FakeRunning:
     begun: float
     num_generated: int = 0
     answer: str = ""
+    num_pending: int = 0
+    num_held: int = 0
+
+    def restart(self) -> None:
+        """Nothing is held; prompt and answer so far are to be computed."""
+        self.num_pending = _num_rows(self.shape, self.plan) + self.num_generated
+        self.num_held = 0
 
 
 @dataclass(kw_only=True)
@@ -77,12 +85,17 @@ class FakeRunner:
         faults: by question, what goes wrong in its first step. A typed error fails that request
             alone, any other exception the whole step; `DeviceLost` every step from then on.
         running: what holds memory now, by request id.
+        max_rows: rows of a step beyond which the fake device runs out of memory.
+        most_bytes: the most KV that was ever held.
     """
 
     step_seconds: float = 0.0
     faults: Mapping[str, Exception] = field(default_factory=lambda: NO_FAULTS)
     running: dict[str, FakeRunning] = field(default_factory=dict)
     is_lost: bool = False
+    max_kv_bytes: int = 2**20
+    max_rows: int = 2**20
+    most_bytes: int = 0
 
     def capabilities(self) -> Capabilities:
         return Capabilities(
@@ -111,12 +124,32 @@ class FakeRunner:
     def begin(self, batch: Sequence[Prepared]) -> list[Running | AllrounderError]:
         return [self._begin_one(prepared) for prepared in batch]
 
-    def step(self, running: Sequence[Running]) -> list[Outcome]:
+    def demand(self, prepared: Prepared) -> Demand:
+        assert isinstance(prepared, FakePrepared)
+        num_rows = _num_rows(prepared.shape, prepared.plan)
+        return Demand(
+            num_rows=num_rows,
+            num_encoded=prepared.shape.num_visual,
+            kv_prompt_bytes=num_rows * KV_BYTES_ROW,
+            kv_token_bytes=KV_BYTES_ROW,
+            cohort=prepared.plan.runs,
+        )
+
+    def step(self, work: Sequence[tuple[Running, int]]) -> list[Outcome]:
         if self.is_lost:
             raise DeviceLost
         if self.step_seconds:
             time.sleep(self.step_seconds)
-        return [self._advance(each) for each in running]
+        shares = [(cast(FakeRunning, running), num_rows) for running, num_rows in work]
+        if sum(min(rows, running.num_pending or 1) for running, rows in shares) > self.max_rows:
+            raise DeviceOutOfMemory
+        outcomes = [self._compute(running, num_rows) for running, num_rows in shares]
+        self.most_bytes = max(self.most_bytes, self.kv_bytes_held())
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def preempt(self, running: Running) -> None:
+        assert isinstance(running, FakeRunning)
+        running.restart()
 
     def finish(self, running: Running, reason: FinishReason) -> ChatResult:
         assert isinstance(running, FakeRunning)
@@ -139,14 +172,14 @@ class FakeRunner:
     def release(self, running: Running) -> None:
         self.running.pop(running.request.id, None)
 
-    def kv_bytes_bound(self, prepared: Prepared) -> int:
-        return KV_BYTES_EACH
-
     def kv_bytes_held(self) -> int:
-        return KV_BYTES_EACH * len(self.running)
+        return KV_BYTES_ROW * sum(each.num_held for each in self.running.values())
 
     def kv_bytes_limit(self) -> int:
-        return KV_BYTES_LIMIT
+        return self.max_kv_bytes
+
+    def encoder_cache(self) -> CacheCounts:
+        return CacheCounts()
 
     def _begin_one(self, prepared: Prepared) -> FakeRunning:
         assert isinstance(prepared, FakePrepared)
@@ -157,11 +190,20 @@ class FakeRunner:
             words=_words(prepared.request.question),
             begun=time.monotonic(),
         )
+        begun.restart()
         self.running[prepared.request.id] = begun
         return begun
 
-    def _advance(self, running: Running) -> Outcome:
-        assert isinstance(running, FakeRunning)
+    def _compute(self, running: FakeRunning, num_rows: int) -> Outcome | None:
+        if running.num_pending:
+            done = min(num_rows, running.num_pending)
+            running.num_pending -= done
+            running.num_held += done
+        else:
+            running.num_held += 1
+        return None if running.num_pending else self._advance(running)
+
+    def _advance(self, running: FakeRunning) -> Outcome:
         request = running.request
         fault = self.faults.get(request.question)
         if isinstance(fault, AllrounderError):
@@ -177,6 +219,10 @@ class FakeRunner:
         running.num_generated += 1
         result = None if reason is None else self.finish(running, reason)
         return Outcome(request_id=request.id, chunk=TokenChunk(text=text), result=result)
+
+
+def _num_rows(shape: PromptShape, plan: Plan) -> int:
+    return shape.num_text + plan.num_kept
 
 
 def _words(question: str) -> tuple[str, ...]:

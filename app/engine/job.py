@@ -22,3 +22,7 @@ class Job:
     @property
     def request(self) -> ChatRequest:
         return self.prepared.request
+
+    @property
+    def is_on_device(self) -> bool:
+        return self.running is not None or bool(self.admitted_at)

@@ -9,7 +9,7 @@ size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +59,12 @@ class KvStore:
     def num_rows(self, layer_idx: int) -> int:
         layer = self._layers.get(layer_idx)
         return layer.num_rows if layer else 0
+
+    def truncate(self, num_rows: Mapping[int, int]) -> None:
+        """Forget the rows of each layer beyond so many, and layers that are not named."""
+        self._layers = {idx: kv for idx, kv in self._layers.items() if idx in num_rows}
+        for layer_idx, layer in self._layers.items():
+            layer.num_rows = num_rows[layer_idx]
 
     @property
     def bytes_used(self) -> int:
@@ -114,6 +120,10 @@ class SequenceKv:
 
     def num_rows(self, layer_idx: int) -> int:
         return 0 if self.released else self.store.num_rows(layer_idx)
+
+    def row_counts(self) -> dict[int, int]:
+        """Rows in use, by layer."""
+        return {layer_idx: self.store.num_rows(layer_idx) for layer_idx in self.layers}
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -30,6 +30,9 @@ class Rows:
     visual_rows: Tensor
     planes: tuple[Tensor, ...] = ()
 
+    def __len__(self) -> int:
+        return len(self.hidden_SD)
+
     def part(self, start: int, stop: int) -> Rows:
         """The rows from `start` to before `stop`."""
         inside = (self.visual_rows >= start) & (self.visual_rows < stop)

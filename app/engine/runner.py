@@ -14,13 +14,23 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from app.core import Capabilities, ChatRequest, ChatResult, FinishReason, TokenChunk
-from app.engine.base import Outcome, Prepared, Running
+from app.core import Capabilities, ChatRequest, ChatResult, FinishReason, Plan, TokenChunk
+from app.engine.base import (
+    CacheCounts,
+    DeviceOutOfMemory,
+    Outcome,
+    Prepared,
+    Running,
+    whole,
+)
+from app.engine.encoder import Encoder
+from app.engine.memory import encoding_error, is_out_of_memory
 from app.engine.planner import Planner, request_seed
 from app.engine.ragged import DecoderLoop, Segment
 from app.engine.sampling import Sampler
-from app.engine.sequence import PreparedPrompt, Sequence, prompt_segment
+from app.engine.sequence import PreparedPrompt, Sequence
 from app.engine.text import AnswerText
+from app.engine.tickets import Demand
 from app.errors import (
     AllrounderError,
     ContextLengthExceeded,
@@ -30,9 +40,7 @@ from app.errors import (
 )
 from app.models.base import Adapter
 from app.models.families.base import VisualTokens
-from app.models.loading import load_adapter
-from app.router.store import LoadedRouter, load_router
-from app.settings import Settings
+from app.router.store import LoadedRouter
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +55,12 @@ class ModelRunner:
         *,
         max_images: int = 16,
         kv_bytes_limit: int = 4 << 30,
+        encoder_cache_bytes: int = 256 << 20,
     ) -> None:
         self._adapter = adapter
         self._planner = Planner(adapter, router)
         self._loop = DecoderLoop(adapter)
+        self._encoder = Encoder(adapter, cache_bytes=encoder_cache_bytes)
         self._max_images = max_images
         self._kv_bytes_limit = kv_bytes_limit
         self._held: dict[str, Sequence] = {}
@@ -78,57 +88,53 @@ class ModelRunner:
             allocation=allocation,
             seed=request_seed(request),
         )
-        if self.kv_bytes_bound(prepared) > self._kv_bytes_limit:
+        if self.demand(prepared).kv_bytes(request.sampling.max_tokens) > self._kv_bytes_limit:
             raise EngineOutOfMemory("the request's keys and values do not fit even alone")
         return prepared
 
-    def kv_bytes_bound(self, prepared: Prepared) -> int:
+    def demand(self, prepared: Prepared) -> Demand:
         assert isinstance(prepared, PreparedPrompt)
-        return prepared.kv_bytes_bound(self._adapter.geometry)
+        return prepared.demand(self._adapter.geometry)
 
     def begin(self, batch: Many[Prepared]) -> list[Running | AllrounderError]:
         started = time.monotonic()
         prompts = [cast(PreparedPrompt, prepared) for prepared in batch]
         try:
-            visuals = self._encode(prompts)
-        except Exception:
+            visuals = self._encoder.encode(prompts)
+        except Exception as err:
             if len(prompts) > 1:
                 return [entry for prepared in prompts for entry in self.begin([prepared])]
             logger.exception("encoding failed")
-            return [InternalError("the image could not be encoded")]
+            return [encoding_error(err)]
         encoded = time.monotonic() - started
         entries: list[Running | AllrounderError] = []
         for prepared, visual in zip(prompts, visuals, strict=True):
             entries.append(self._begin_one(prepared, visual, started, encoded))
         return entries
 
-    def step(self, running: Many[Running]) -> list[Outcome]:
-        sequences = [cast(Sequence, entry) for entry in running]
-        planned = [seq for seq in sequences if seq.request.plan_only]
-        outcomes = [self._finish_plan(sequence) for sequence in planned]
-        generating = [seq for seq in sequences if not seq.request.plan_only]
-        if not generating:
-            return outcomes
-        started = time.monotonic()
-        first = [not sequence.prefilled for sequence in generating]
-        hidden_BD = self._loop.forward([self._segment(sequence) for sequence in generating])
-        logits_BN = self._adapter.logits(hidden_BD)
-        took = time.monotonic() - started
-        for sequence, was_first, logits_N in zip(generating, first, logits_BN, strict=True):
-            if was_first:
-                sequence.clock.prefill = took
-            else:
-                sequence.clock.decode += took
-            sequence.prefilled = True
-            outcomes.append(self._advance(sequence, logits_N))
+    def step(self, work: Many[tuple[Running, int]]) -> list[Outcome]:
+        sequences = [(cast(Sequence, entry), num_rows) for entry, num_rows in work]
+        outcomes = [self._finish_plan(seq) for seq, _ in sequences if seq.request.plan_only]
+        generating = [pair for pair in sequences if not pair[0].request.plan_only]
+        if generating:
+            started = time.monotonic()
+            logits_BN = self._forward(generating)
+            outcomes += self._advance_all(generating, logits_BN, time.monotonic() - started)
+        for sequence, _ in sequences:
+            sequence.kv.store.compact()
         self._count_held()
         return outcomes
 
+    def preempt(self, running: Running) -> None:
+        assert isinstance(running, Sequence)
+        running.restart()
+        self._count_held()
+
     def finish(self, running: Running, reason: FinishReason) -> ChatResult:
         assert isinstance(running, Sequence)
-        running.text.flush()
-        result = running.result(self._adapter.geometry, reason, now=time.monotonic())
-        self.release(running)
+        result = self._finish(running, reason)
+        running.kv.store.compact()
+        self._count_held()
         return result
 
     def release(self, running: Running) -> None:
@@ -136,6 +142,9 @@ class ModelRunner:
         running.kv.release()
         self._held.pop(running.request.id, None)
         self._count_held()
+
+    def encoder_cache(self) -> CacheCounts:
+        return self._encoder.counts
 
     def kv_bytes_held(self) -> int:
         return self._kv_bytes_held
@@ -156,15 +165,6 @@ class ModelRunner:
                 param="question" if num_rows >= limit else "max_tokens",
             )
 
-    def _encode(self, prompts: Many[PreparedPrompt]) -> list[VisualTokens]:
-        features = iter(
-            self._adapter.encode([img for prepared in prompts for img in prepared.request.images])
-        )
-        return [
-            VisualTokens.joined([next(features) for _ in prepared.request.images])
-            for prepared in prompts
-        ]
-
     def _begin_one(
         self, prepared: PreparedPrompt, visual: VisualTokens, started: float, encoded: float
     ) -> Running | AllrounderError:
@@ -183,6 +183,7 @@ class ModelRunner:
             visual=visual,
             sampler=Sampler(prepared.request.sampling),
             text=AnswerText(self._adapter.text_stream(), prepared.request.sampling.stop),
+            positions=self._adapter.positions(prepared.prompt, prepared.layouts),
         )
         sequence.clock.queue = max(started - prepared.request.arrival, 0.0)
         sequence.clock.encode = encoded
@@ -190,18 +191,47 @@ class ModelRunner:
         self._held[prepared.request.id] = sequence
         return sequence
 
-    def _segment(self, sequence: Sequence) -> Segment:
+    def _forward(self, work: Many[tuple[Sequence, int]]) -> Tensor:
+        """Logits of those whose prompt is complete behind this step: B x vocabulary."""
+        before = [sequence.kv.row_counts() for sequence, _ in work]
+        try:
+            segments = [self._segment(sequence, num_rows) for sequence, num_rows in work]
+            tails = [int(_completes(sequence, num_rows)) for sequence, num_rows in work]
+            return self._adapter.logits(self._loop.forward(segments, tails=tails))
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as err:
+            if not is_out_of_memory(err):
+                raise
+            for (sequence, _), num_rows in zip(work, before, strict=True):
+                sequence.kv.store.truncate(num_rows)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            raise DeviceOutOfMemory from err
+
+    def _segment(self, sequence: Sequence, num_rows: int) -> Segment:
         if sequence.prefilled:
             return sequence.decode_segment(self._adapter)
-        open_selection = sequence.awaits_selection
-        segment = prompt_segment(
-            sequence,
-            self._adapter,
-            probes=sequence.prepared.strategy.probes() if open_selection else (),
-        )
-        if open_selection:
+        segment = sequence.prompt_segment(self._adapter, num_rows)
+        if sequence.awaits_selection:
+            segment.probes = sequence.prepared.strategy.probes()
             segment.choose = partial(self._planner.choose_at, sequence)
+        elif sequence.plan.last_selection_layer:
+            segment.choose = _as_chosen
         return segment
+
+    def _advance_all(
+        self, work: Many[tuple[Sequence, int]], logits_BN: Tensor, took: float
+    ) -> list[Outcome]:
+        outcomes, next_logits = [], iter(logits_BN)
+        for sequence, num_rows in work:
+            completes = _completes(sequence, num_rows)
+            if sequence.prefilled:
+                sequence.clock.decode += took
+            else:
+                sequence.clock.prefill += took
+                sequence.computed(num_rows)
+            if completes:
+                outcomes.append(self._advance(sequence, next(next_logits)))
+        return outcomes
 
     def _advance(self, sequence: Sequence, logits_N: Tensor) -> Outcome:
         token_id = sequence.sampler.next_id(logits_N)
@@ -215,8 +245,16 @@ class ModelRunner:
         return Outcome(
             request_id=sequence.request.id,
             chunk=TokenChunk(text=text),
-            result=self.finish(sequence, reason),
+            result=self._finish(sequence, reason),
         )
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> ChatResult:
+        """The memory is given back once the whole step is through."""
+        sequence.text.flush()
+        result = sequence.result(self._adapter.geometry, reason, now=time.monotonic())
+        sequence.kv.release(compact=False)
+        self._held.pop(sequence.request.id, None)
+        return result
 
     def _end_of(self, sequence: Sequence, *, ended: bool) -> FinishReason | None:
         if ended or sequence.text.stopped:
@@ -228,10 +266,12 @@ class ModelRunner:
     def _finish_plan(self, sequence: Sequence) -> Outcome:
         if sequence.awaits_selection:
             started = time.monotonic()
-            self._loop.forward([self._segment(sequence)], until=sequence.plan.last_selection_layer)
+            ((_, all_rows),) = whole([sequence])
+            segment = self._segment(sequence, all_rows)
+            self._loop.forward([segment], until=sequence.plan.last_selection_layer)
             sequence.clock.prefill = time.monotonic() - started
         return Outcome(
-            request_id=sequence.request.id, result=self.finish(sequence, FinishReason.STOP)
+            request_id=sequence.request.id, result=self._finish(sequence, FinishReason.STOP)
         )
 
     def _describe(self, router: LoadedRouter | None) -> Capabilities:
@@ -252,23 +292,14 @@ class ModelRunner:
         )
 
 
-def load_runner(settings: Settings) -> ModelRunner:
-    """The model and its router as the settings name them. Raises StartupError."""
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    adapter = load_adapter(
-        settings.model,
-        device=settings.device,
-        dtype=settings.dtype,
-        allow_hub=settings.allow_hub,
-    )
-    folder = settings.router_dir / adapter.name
-    router = None
-    if folder.is_dir():
-        router = load_router(
-            folder,
-            fingerprint=adapter.fingerprint,
-            geometry=adapter.geometry,
-            device=adapter.device,
-        )
-    return ModelRunner(adapter, router, kv_bytes_limit=settings.kv_bytes_limit)
+def _completes(sequence: Sequence, num_rows: int) -> bool:
+    """Whether a step with so many of its rows gives the sequence its next token."""
+    if sequence.prefilled:
+        return True
+    assert sequence.rows is not None, "a prompt that is not complete has rows"
+    return sequence.num_computed + num_rows >= len(sequence.rows)
+
+
+def _as_chosen(segment: Segment) -> Plan:
+    """The selection was made when the prompt first ran; a preempted request keeps it."""
+    return segment.plan

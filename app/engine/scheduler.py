@@ -1,49 +1,45 @@
-"""Who waits, who runs, who is refused. Pure Python: no torch, no threads, no clock of its own.
+"""Who waits, who runs, who computes what in the next step. Pure Python: no torch, no threads.
 
-One owner calls it; times are handed in as monotonic seconds.
+One owner calls it; times are handed in as monotonic seconds. Between two steps the owner calls, in
+this order, `expired`, `preempt`, `admit` and `compose`, and `advance` once the step is done.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Hashable, Iterable
+from itertools import count, islice
 
 from app.core import Priority
-from app.errors import QueueFull
+from app.engine.tickets import Entry, Limits, Share, Ticket
+from app.errors import DeadlineExceeded, QueueFull
 
+BATCH_SHARE = 10
+MAX_PASSES = 4
+COHORT_WINDOW = 16
+MIN_CHUNK_ROWS = 64
 _SMOOTHING = 0.2
 _FIRST_GUESS_SECONDS = 1.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ticket:
-    """What the scheduler knows of a request.
-
-    Attributes:
-        kv_bytes: most KV it can come to hold; reserved from admission to release.
-        deadline: monotonic seconds, or None.
-    """
-
-    id: str
-    priority: Priority
-    kv_bytes: int
-    deadline: float | None = None
-
-
 class Scheduler:
-    """A bounded queue in front of a bounded running set.
+    """A bounded queue in front of a running set that is bounded by slots and by KV bytes.
 
-    Interactive requests go before batch ones, each in order of arrival. A request runs when a slot
-    is free and its KV bound fits beside those of the others; the head of the queue is never passed
-    by a smaller one, so nothing starves.
+    Interactive requests go before batch ones, but one slot in ten, and one admission in ten, is
+    for batch requests while any wait. Within a lane requests go in order of arrival, except that
+    one which runs the same layers as those running may pass others, each at most `MAX_PASSES`
+    times: layers that all share are read once per step. KV is reserved for the prompt and a few
+    tokens, not for the longest answer; when it runs short the youngest request is preempted and
+    computed anew later. The oldest one always goes on, so all come to an end.
     """
 
-    def __init__(self, *, max_running: int, max_queue: int, kv_bytes_limit: int) -> None:
-        self._max_running = max_running
-        self._max_queue = max_queue
-        self._kv_bytes_limit = kv_bytes_limit
-        self._lanes: dict[Priority, deque[Ticket]] = {p: deque() for p in Priority}
-        self._running: dict[str, Ticket] = {}
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._lanes: dict[Priority, deque[Entry]] = {priority: deque() for priority in Priority}
+        self._running: dict[str, Entry] = {}
+        self._turns = count()
+        self._admissions = count()
+        self._interactive_in_a_row = 0
         self._service_seconds = _FIRST_GUESS_SECONDS
 
     @property
@@ -56,34 +52,85 @@ class Scheduler:
 
     @property
     def kv_bytes_reserved(self) -> int:
-        return sum(ticket.kv_bytes for ticket in self._running.values())
+        return sum(entry.kv_reserved for entry in self._running.values())
 
     def check_room(self) -> None:
         """Raise QueueFull, with an estimate of when to come back, if one more would not fit."""
-        if self.num_waiting >= self._max_queue:
+        if self.num_waiting >= self._limits.max_queue:
             raise QueueFull(
                 f"{self.num_waiting} requests are waiting, which is the limit",
-                retry_after_seconds=self.expected_wait_seconds(),
+                retry_after_seconds=max(self.expected_wait_seconds(), 1.0),
             )
 
-    def submit(self, ticket: Ticket) -> None:
+    def submit(self, ticket: Ticket, now: float) -> None:
+        """Queue a request. Raises QueueFull, or DeadlineExceeded where waiting is hopeless."""
         self.check_room()
-        self._lanes[ticket.priority].append(ticket)
+        if ticket.deadline is not None and now + self.expected_wait_seconds() >= ticket.deadline:
+            raise DeadlineExceeded(
+                "the deadline passes before this request could begin",
+                retry_after_seconds=max(self.expected_wait_seconds(), 1.0),
+            )
+        self._lanes[ticket.priority].append(Entry(ticket=ticket, turn=next(self._turns)))
 
-    def admit(self) -> list[Ticket]:
+    def preempt(self) -> list[str]:
+        """Move back to the queue whoever must give way; their KV has to be dropped now.
+
+        The youngest running requests, batch ones first, until what is reserved fits; and batch
+        requests beyond their share of slots, as many as interactive ones wait for a slot.
+        """
+        victims = []
+        while self.kv_bytes_reserved > self._limits.kv_bytes and self.num_running > 1:
+            victims.append(self._put_back(self._youngest(self._running.values())))
+        free = self._limits.max_running - self.num_running
+        wanted = len(self._lanes[Priority.INTERACTIVE]) - free
+        batch = [entry for entry in self._running.values() if entry.is_batch]
+        spare = len(batch) - max(self._batch_slots, 1) if free <= 0 else 0
+        for _ in range(min(wanted, spare)):
+            victim = self._youngest(batch)
+            batch.remove(victim)
+            victims.append(self._put_back(victim))
+        return victims
+
+    def admit(self) -> list[str]:
         """Move to the running set whoever may run now, in order."""
-        admitted = []
-        while (ticket := self._head()) is not None and self._fits(ticket):
-            self._lanes[ticket.priority].popleft()
-            self._running[ticket.id] = ticket
-            admitted.append(ticket)
+        admitted: list[str] = []
+        num_encoded = 0
+        while (entry := self._next()) is not None and self._fits(entry):
+            num_encoded += 0 if entry.was_preempted else entry.ticket.demand.num_encoded
+            if admitted and num_encoded > self._limits.max_encoded:
+                break
+            self._start(entry)
+            admitted.append(entry.ticket.id)
         return admitted
+
+    def compose(self) -> list[Share]:
+        """The next step: a row of every decoding request, and prompt rows while there is room."""
+        entries = sorted(self._running.values(), key=lambda e: (e.is_batch, e.admitted))
+        shares = [Share(id=e.ticket.id, num_rows=1) for e in entries if not e.num_pending]
+        room = max(self._limits.max_step_rows - len(shares), 0)
+        has_prompt = False
+        for entry in entries:
+            num_rows = self._prompt_rows(entry, room, is_first=not has_prompt)
+            if num_rows:
+                shares.append(Share(id=entry.ticket.id, num_rows=num_rows))
+                room = max(room - num_rows, 0)
+                has_prompt = True
+        return shares
+
+    def advance(self, shares: Iterable[Share]) -> None:
+        """Those parts of a step have been computed."""
+        for share in shares:
+            entry = self._running.get(share.id)
+            if entry is None:
+                continue
+            entry.num_pending = max(entry.num_pending - share.num_rows, 0)
+            entry.num_generated += int(not entry.num_pending)
 
     def expired(self, now: float) -> list[Ticket]:
         """Every waiting or running request whose deadline has passed; they stay where they are."""
-        waiting = (ticket for lane in self._lanes.values() for ticket in lane)
-        everyone = (*waiting, *self._running.values())
-        return [t for t in everyone if t.deadline is not None and t.deadline <= now]
+        waiting = (entry for lane in self._lanes.values() for entry in lane)
+        tickets = (entry.ticket for entry in (*waiting, *self._running.values()))
+        return [t for t in tickets if t.deadline is not None and t.deadline <= now]
 
     def release(self, request_id: str, *, service_seconds: float | None = None) -> None:
         """Forget a request, waiting or running; unknown ids are ignored.
@@ -93,18 +140,81 @@ class Scheduler:
         """
         if self._running.pop(request_id, None) is None:
             for priority, lane in self._lanes.items():
-                self._lanes[priority] = deque(t for t in lane if t.id != request_id)
+                self._lanes[priority] = deque(e for e in lane if e.ticket.id != request_id)
         if service_seconds is not None:
             self._service_seconds += _SMOOTHING * (service_seconds - self._service_seconds)
 
     def expected_wait_seconds(self) -> float:
         """Until a request that came now would be admitted, from recent service times."""
-        rounds = (self.num_waiting + 1) / self._max_running
-        return max(rounds * self._service_seconds, 1.0)
+        if not self.num_waiting and self.num_running < self._limits.max_running:
+            return 0.0
+        return (self.num_waiting + 1) / max(self.num_running, 1) * self._service_seconds
 
-    def _head(self) -> Ticket | None:
-        return next((lane[0] for lane in self._lanes.values() if lane), None)
+    @property
+    def _batch_slots(self) -> int:
+        """Slots that batch requests may hold against interactive ones: a tenth, rounded up."""
+        return -(-self._limits.max_running // BATCH_SHARE) if self._limits.max_running > 1 else 0
 
-    def _fits(self, ticket: Ticket) -> bool:
-        has_slot = self.num_running < self._max_running
-        return has_slot and self.kv_bytes_reserved + ticket.kv_bytes <= self._kv_bytes_limit
+    def _next(self) -> Entry | None:
+        interactive, batch = self._lanes[Priority.INTERACTIVE], self._lanes[Priority.BATCH]
+        if batch and (not interactive or self._batch_is_due()):
+            return self._pick(batch)
+        return self._pick(interactive) if interactive else None
+
+    def _batch_is_due(self) -> bool:
+        num_batch = sum(entry.is_batch for entry in self._running.values())
+        free = self._limits.max_running - self.num_running
+        owed = self._batch_slots - num_batch
+        return 0 < free <= owed or self._interactive_in_a_row >= BATCH_SHARE - 1
+
+    def _pick(self, lane: deque[Entry]) -> Entry:
+        """The head of the lane, or a near one that runs the layers which most are running."""
+        head = lane[0]
+        cohorts = Counter[Hashable](e.ticket.demand.cohort for e in self._running.values())
+        if head.was_preempted or head.passes >= MAX_PASSES or not cohorts:
+            return head
+        common = cohorts.most_common(1)[0][0]
+        if head.ticket.demand.cohort == common:
+            return head
+        near = islice(lane, COHORT_WINDOW)
+        alike = (entry for entry in near if entry.ticket.demand.cohort == common)
+        return next((entry for entry in alike if self._fits(entry)), head)
+
+    def _fits(self, entry: Entry) -> bool:
+        has_slot = self.num_running < self._limits.max_running
+        return has_slot and self.kv_bytes_reserved + entry.kv_reserved <= self._limits.kv_bytes
+
+    def _start(self, entry: Entry) -> None:
+        lane = self._lanes[entry.ticket.priority]
+        for passed in lane:
+            if passed is entry:
+                break
+            passed.passes += 1
+        lane.remove(entry)
+        entry.num_pending = entry.ticket.demand.num_rows + entry.num_generated
+        entry.admitted = next(self._admissions)
+        self._running[entry.ticket.id] = entry
+        self._interactive_in_a_row = 0 if entry.is_batch else self._interactive_in_a_row + 1
+
+    def _put_back(self, entry: Entry) -> str:
+        """To the front of its lane, behind others that were preempted and are older."""
+        del self._running[entry.ticket.id]
+        entry.was_preempted = True
+        lane = self._lanes[entry.ticket.priority]
+        place = sum(other.was_preempted and other.turn < entry.turn for other in lane)
+        lane.insert(place, entry)
+        return entry.ticket.id
+
+    def _youngest(self, entries: Iterable[Entry]) -> Entry:
+        return max(entries, key=lambda entry: (entry.is_batch, entry.turn))
+
+    def _prompt_rows(self, entry: Entry, room: int, *, is_first: bool) -> int:
+        """How many prompt rows of a request go into a step with `room` left; 0 for none."""
+        pending = entry.num_pending
+        if pending <= room:
+            return pending
+        if not entry.ticket.demand.splittable:
+            return pending if is_first else 0
+        if room < MIN_CHUNK_ROWS:
+            return min(pending, MIN_CHUNK_ROWS) if is_first else 0
+        return room

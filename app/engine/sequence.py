@@ -20,13 +20,14 @@ from app.core import (
 from app.cost import cost_of, kv_bytes_per_row
 from app.engine.kv import SequenceKv, max_rows_held
 from app.engine.ragged import Segment
-from app.engine.rows import prompt_rows
+from app.engine.rows import Rows, prompt_rows
 from app.engine.sampling import Sampler
 from app.engine.text import AnswerText
+from app.engine.tickets import Demand
 from app.models.base import Adapter
-from app.models.families.base import VisualTokens
+from app.models.families.base import PromptPositions, VisualTokens
 from app.pruning.allocate import Allocation
-from app.pruning.base import Probe, Strategy
+from app.pruning.base import Strategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +42,22 @@ class PreparedPrompt:
     allocation: Allocation
     seed: int
 
-    def kv_bytes_bound(self, geometry: ModelGeometry) -> int:
-        """Most bytes of KV that this request can come to hold."""
-        plan, added = self.allocation.plan, self.request.sampling.max_tokens
-        rows = sum(
-            max_rows_held(self.shape.num_text + plan.visual_rows(idx) + added)
+    def demand(self, geometry: ModelGeometry) -> Demand:
+        """What computing this request takes, by its bound."""
+        plan, per_row = self.allocation.plan, kv_bytes_per_row(geometry)
+        rows_run = (
+            max_rows_held(self.shape.num_text + plan.visual_rows(idx))
             for idx, runs in enumerate(plan.runs)
             if runs
         )
-        return rows * kv_bytes_per_row(geometry)
+        return Demand(
+            num_rows=self.shape.num_text + plan.visual_rows(0),
+            num_encoded=self.shape.num_visual,
+            splittable=plan.last_selection_layer == 0,
+            kv_prompt_bytes=sum(rows_run) * per_row,
+            kv_token_bytes=plan.num_layers_run * per_row,
+            cohort=plan.runs,
+        )
 
 
 @dataclass(kw_only=True)
@@ -65,18 +73,24 @@ class StageClock:
 
 @dataclass(kw_only=True)
 class Sequence:
-    """A begun request: plan, KV, sampler and text so far. Satisfies `Running`."""
+    """A begun request: plan, KV, sampler and text so far. Satisfies `Running`.
+
+    Attributes:
+        rows: the prompt's rows while some are not yet computed.
+        num_computed: how many of them are.
+    """
 
     prepared: PreparedPrompt
     plan: Plan
     visual: VisualTokens
     sampler: Sampler
     text: AnswerText
+    positions: PromptPositions
     kv: SequenceKv = field(default_factory=SequenceKv)
     clock: StageClock = field(default_factory=StageClock)
     token_ids: list[int] = field(default_factory=list)
-    next_position: int = 0
-    num_axes: int = 1
+    rows: Rows | None = None
+    num_computed: int = 0
     prefilled: bool = False
 
     @property
@@ -92,15 +106,55 @@ class Sequence:
         """A selection past layer 0 is still open: only prefill can fill it in."""
         return any(selection.kept is None for selection in self.plan.selections)
 
+    def prompt_segment(self, adapter: Adapter, num_rows: int) -> Segment:
+        """The next rows, `num_rows` at most: the prompt, and the answer so far if preempted."""
+        if self.rows is None:
+            self.rows = prompt_rows(
+                adapter,
+                self.prepared.prompt,
+                self.positions,
+                self.visual,
+                self.plan,
+                tail_ids=self.token_ids,
+            )
+        stop = min(self.num_computed + num_rows, len(self.rows))
+        whole = stop - self.num_computed == len(self.rows)
+        rows = self.rows if whole else self.rows.part(self.num_computed, stop)
+        return Segment(
+            plan=self.plan,
+            kv=self.kv,
+            hidden_SD=rows.hidden_SD,
+            positions_PS=rows.positions_PS,
+            visual_rows=rows.visual_rows,
+            planes=rows.planes,
+            may_share=whole,
+        )
+
     def decode_segment(self, adapter: Adapter) -> Segment:
         """One row: the newest token at its unpruned position."""
-        position = self.next_position + len(self.token_ids) - 1
+        position = self.positions.next + len(self.token_ids) - 1
         return Segment(
             plan=self.plan,
             kv=self.kv,
             hidden_SD=adapter.embed(self.token_ids[-1:]),
-            positions_PS=torch.full((self.num_axes, 1), position),
+            positions_PS=torch.full((len(self.positions.rows_PT), 1), position),
         )
+
+    def computed(self, num_rows: int) -> None:
+        """So many rows of the prompt have been through the decoder."""
+        if self.rows is None:
+            return
+        self.num_computed += num_rows
+        if self.num_computed >= len(self.rows):
+            self.rows = None
+            self.prefilled = True
+
+    def restart(self) -> None:
+        """Drop all KV, to compute prompt and answer so far anew."""
+        self.kv.restart()
+        self.rows = None
+        self.num_computed = 0
+        self.prefilled = False
 
     def result(self, geometry: ModelGeometry, reason: FinishReason, *, now: float) -> ChatResult:
         clock = self.clock
@@ -125,22 +179,3 @@ class Sequence:
             ),
             grids=tuple(layout.grid for layout in self.prepared.layouts),
         )
-
-
-def prompt_segment(sequence: Sequence, adapter: Adapter, *, probes: tuple[Probe, ...]) -> Segment:
-    """The prompt's rows; visual rows dropped at layer 0 never enter."""
-    prepared, plan = sequence.prepared, sequence.plan
-    positions = adapter.positions(prepared.prompt, prepared.layouts)
-    sequence.next_position = positions.next
-    sequence.num_axes = len(positions.rows_PT)
-    rows = prompt_rows(adapter, prepared.prompt, positions, sequence.visual, plan)
-    return Segment(
-        plan=plan,
-        kv=sequence.kv,
-        hidden_SD=rows.hidden_SD,
-        positions_PS=rows.positions_PS,
-        visual_rows=rows.visual_rows,
-        planes=rows.planes,
-        probes=probes,
-        may_share=True,
-    )

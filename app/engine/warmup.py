@@ -7,7 +7,7 @@ import time
 
 from app.budget import FlopsShare
 from app.core import BudgetRequest, ChatRequest, ImageInput, SamplingParams
-from app.engine.base import Runner
+from app.engine.base import Runner, whole
 from app.errors import AllrounderError
 
 _SIDE = 64
@@ -40,7 +40,7 @@ def _answer(runner: Runner, request: ChatRequest) -> None:
         raise running
     try:
         for _ in range(request.sampling.max_tokens):
-            (outcome,) = runner.step([running])
+            (outcome,) = runner.step(whole([running]))
             if outcome.error is not None:
                 raise outcome.error
             if outcome.result is not None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from app.budget import FlopsShare
 from app.core import BudgetRequest, ChatRequest, ChatResult, SamplingParams
-from app.engine.base import Runner
+from app.engine.base import Runner, whole
 from app.errors import AllrounderError, BudgetTooSmall
 from app.evaluation.base import Item
 
@@ -115,7 +115,7 @@ def answer_all(runner: Runner, requests: Sequence[ChatRequest]) -> list[ChatResu
         live.append(entry)
     ended: dict[str, ChatResult] = {}
     while live:
-        for outcome in runner.step(live):
+        for outcome in runner.step(whole(live)):
             if outcome.error is not None:
                 raise outcome.error
             if outcome.result is not None:

@@ -36,6 +36,8 @@ OTHER = "other"
 NUM_RUNNING_HELP = "Requests whose tokens are being computed."
 NUM_WAITING_HELP = "Admitted requests that wait for a place in the batch."
 KV_USAGE_HELP = "Share of the room for keys and values that is held."
+CACHE_QUERIES_HELP = "Images looked for in the cache of encoded images."
+CACHE_HITS_HELP = "Images that were found there and not encoded again."
 _COUNTERFACTUAL = "analytic and counterfactual: computed by formula, never executed"
 
 
@@ -58,6 +60,7 @@ class Traffic:
     generated_tokens: Counter
     ends: Counter
     rejections: Counter
+    preemptions: Counter
     http: Counter
     http_seconds: Histogram
 
@@ -166,6 +169,9 @@ def _traffic(make: _Factory) -> Traffic:
             "Requests refused at the engine's door.",
             "reason",
             (*REJECTIONS, OTHER),
+        ),
+        preemptions=make.counter(
+            "num_preemptions", "Running requests put back to be computed anew later."
         ),
         http=Counter(
             "http_requests",

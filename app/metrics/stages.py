@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from app.core import ChatRequest, ChatResult, FinishReason
 from app.errors import AllrounderError, DeadlineExceeded, RequestCancelled
 from app.metrics.definitions import (
+    CACHE_HITS_HELP,
+    CACHE_QUERIES_HELP,
     KV_USAGE_HELP,
     NAMESPACE,
     NUM_RUNNING_HELP,
@@ -37,6 +39,9 @@ class EngineMetrics:
     def admitted(self, request: ChatRequest, *, queue_seconds: float) -> None:
         if not request.plan_only:
             self._latencies.queue.observe(queue_seconds)
+
+    def preempted(self, request: ChatRequest) -> None:
+        self._traffic.preemptions.inc()
 
     def first_token(self, request: ChatRequest, *, seconds: float) -> None:
         self._latencies.first_token.observe(seconds)
@@ -109,21 +114,27 @@ class Snapshot(Protocol):
     def kv_bytes_held(self) -> int: ...
     @property
     def kv_bytes_limit(self) -> int: ...
+    @property
+    def encoder_cache_queries(self) -> int: ...
+    @property
+    def encoder_cache_hits(self) -> int: ...
 
 
 class EngineGauges(Collector):
-    """Reads the engine's status at every scrape, so no gauge can go stale."""
+    """Reads the engine's status at every scrape, so no figure can go stale."""
 
     def __init__(self, status: Callable[[], Snapshot]) -> None:
         self._status = status
 
     def describe(self) -> Iterator[Metric]:
         yield from _gauges(0, 0, 0.0)
+        yield from _cache_counters(0, 0)
 
     def collect(self) -> Iterator[Metric]:
         now = self._status()
         usage = now.kv_bytes_held / now.kv_bytes_limit if now.kv_bytes_limit else 0.0
         yield from _gauges(now.num_running, now.num_waiting, usage)
+        yield from _cache_counters(now.encoder_cache_queries, now.encoder_cache_hits)
 
 
 def _gauges(num_running: int, num_waiting: int, kv_usage: float) -> Iterator[Metric]:
@@ -131,6 +142,12 @@ def _gauges(num_running: int, num_waiting: int, kv_usage: float) -> Iterator[Met
     yield GaugeMetricFamily(f"{prefix}num_requests_running", NUM_RUNNING_HELP, num_running)
     yield GaugeMetricFamily(f"{prefix}num_requests_waiting", NUM_WAITING_HELP, num_waiting)
     yield GaugeMetricFamily(f"{prefix}kv_cache_usage_ratio", KV_USAGE_HELP, kv_usage)
+
+
+def _cache_counters(queries: int, hits: int) -> Iterator[Metric]:
+    prefix = f"{NAMESPACE}_encoder_cache_"
+    yield CounterMetricFamily(f"{prefix}queries", CACHE_QUERIES_HELP, queries)
+    yield CounterMetricFamily(f"{prefix}hits", CACHE_HITS_HELP, hits)
 
 
 def _reason(error: AllrounderError) -> FinishReason:

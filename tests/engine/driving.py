@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from app.core import ChatRequest, ChatResult
+from app.engine.base import whole
 from app.engine.runner import ModelRunner
 from app.engine.sequence import Sequence as DeviceSequence
 from app.errors import AllrounderError
@@ -15,7 +16,7 @@ def answers(runner: ModelRunner, requests: Sequence[ChatRequest]) -> dict[str, C
     live = begin(runner, requests)
     results: dict[str, ChatResult] = {}
     while live:
-        for outcome in runner.step(live):
+        for outcome in runner.step(whole(live)):
             assert outcome.error is None
             if outcome.result is not None:
                 results[outcome.request_id] = outcome.result

@@ -37,12 +37,16 @@ class Ledger:
         self.ends: dict[str, list[ChatResult | AllrounderError]] = {}
         self.rejections: list[AllrounderError] = []
         self.admissions: list[str] = []
+        self.preemptions: list[str] = []
 
     def rejected(self, error: AllrounderError) -> None:
         self.rejections.append(error)
 
     def admitted(self, request: ChatRequest, *, queue_seconds: float) -> None:
         self.admissions.append(request.id)
+
+    def preempted(self, request: ChatRequest) -> None:
+        self.preemptions.append(request.id)
 
     def first_token(self, request: ChatRequest, *, seconds: float) -> None: ...
 
@@ -60,10 +64,10 @@ class BrokenRunner(FakeRunner):
 
     lost = False
 
-    def step(self, running: Sequence[Running]) -> list[Outcome]:
+    def step(self, work: Sequence[tuple[Running, int]]) -> list[Outcome]:
         if self.lost:
             raise RuntimeError("device lost")
-        return super().step(running)
+        return super().step(work)
 
 
 @asynccontextmanager
@@ -132,10 +136,9 @@ async def test_a_deadline_gives_what_there_is_or_an_error() -> None:
         partial = await engine.submit(
             _ask(0, LONG, sampling=SamplingParams(max_tokens=400), deadline=now + 0.2)
         )
-        hopeless = await engine.submit(_ask(1, deadline=now + 0.05))
-        result = await partial.result()
         with pytest.raises(DeadlineExceeded):
-            await hopeless.result()
+            await engine.submit(_ask(1, deadline=now + 0.05))
+        result = await partial.result()
     assert result.finish_reason is FinishReason.DEADLINE
     assert 0 < result.num_generated < 400
 

@@ -54,7 +54,7 @@ def test_the_dense_counterfactual_is_what_torch_counts(
     pruned = chat_request(1, form=Counts(tokens=9), strategy="random")
     cost = answers(runner, [pruned])[pruned.id].cost
     num_generated = 8
-    request = chat_request(1, sampling=SamplingParams(max_tokens=num_generated))
+    request = chat_request(2, sampling=SamplingParams(max_tokens=num_generated))
     with sdpa_kernel(SDPBackend.MATH):
         encoder = FlopCounterMode(display=False)
         with encoder, torch.inference_mode():

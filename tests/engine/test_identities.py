@@ -12,6 +12,7 @@ from torch import Tensor
 from app.budget import Counts, FlopsShare
 from app.core import ChatRequest, SamplingParams
 from app.cost import kv_bytes_per_row
+from app.engine.base import whole
 from app.engine.runner import ModelRunner
 from app.models.transformers import TransformersAdapter
 from tests.cases import STRATEGIES, StrategyCase
@@ -51,7 +52,7 @@ def test_what_is_dropped_equals_what_is_masked(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adapter, "logits", recorded)
-        while runner.step([sequence])[0].result is None:
+        while runner.step(whole([sequence]))[0].result is None:
             pass
     ours = torch.cat(logits)
     theirs = reference.logits(request, sequence.token_ids, sequence.plan)
@@ -79,10 +80,10 @@ def test_requests_may_join_and_leave_between_steps(runner: ModelRunner) -> None:
     (early,) = begin(runner, [first])
     ended = {}
     for _ in range(3):
-        runner.step([early])
+        runner.step(whole([early]))
     live = [early, *begin(runner, [second])]
     while live:
-        for outcome in runner.step(live):
+        for outcome in runner.step(whole(live)):
             if outcome.result is not None:
                 ended[outcome.request_id] = outcome.result.answer
         live = [sequence for sequence in live if sequence.request.id not in ended]
@@ -95,12 +96,13 @@ def test_skipped_layers_and_dropped_tokens_hold_no_memory(
 ) -> None:
     request = _request(case)
     (sequence,) = begin(runner, [request])
-    runner.step([sequence])
+    runner.step(whole([sequence]))
     plan, shape = sequence.plan, sequence.prepared.shape
     assert sequence.kv.layers == tuple(idx for idx, runs in enumerate(plan.runs) if runs)
     rows = sum(shape.num_text + plan.visual_rows(idx) for idx in sequence.kv.layers)
     assert sequence.kv.bytes_used == rows * kv_bytes_per_row(adapter.geometry)
-    assert sequence.kv.bytes_held <= runner.kv_bytes_bound(sequence.prepared)
+    demand = runner.demand(sequence.prepared)
+    assert sequence.kv.bytes_held <= demand.kv_bytes(1)
     runner.release(sequence)
     assert runner.kv_bytes_held() == 0
 

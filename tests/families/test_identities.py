@@ -12,6 +12,7 @@ from torch import Tensor
 
 from app.budget import Budget, Counts, FlopsShare
 from app.core import ChatRequest, SamplingParams
+from app.engine.base import whole
 from app.engine.runner import ModelRunner
 from app.engine.sequence import Sequence
 from app.models.transformers import TransformersAdapter
@@ -58,7 +59,7 @@ def _recorded(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adapter, "logits", record)
-        while runner.step([sequence])[0].result is None:
+        while runner.step(whole([sequence]))[0].result is None:
             pass
     return sequence, torch.cat(logits)
 
@@ -70,7 +71,7 @@ def test_the_dense_plan_is_generate_token_for_token(
     num_images = 1 + seed % case.max_images
     request = _request(case, seed, num_images=num_images)
     (sequence,) = begin(runner, [request])
-    while runner.step([sequence])[0].result is None:
+    while runner.step(whole([sequence]))[0].result is None:
         pass
     prompt_ids, theirs = reference.generate(request)
     assert list(sequence.prepared.prompt.token_ids) == prompt_ids

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.core import ChatRequest, FinishReason, Timing
-from app.engine.base import EngineState, EngineStatus
+from app.engine.base import EngineState, EngineStatus, whole
 from app.engine.fake import FakeRunner, FakeRunning
 from app.errors import DeadlineExceeded, InternalError, NotFound, QueueFull, RequestCancelled
 from app.intake.budgets import parse_budget
@@ -63,7 +63,7 @@ def finished(**fields):
     (running,) = runner.begin([runner.prepare(request)])
     assert isinstance(running, FakeRunning)
     while True:
-        (outcome,) = runner.step([running])
+        (outcome,) = runner.step(whole([running]))
         if outcome.result is not None:
             timing = Timing(encode=0.1, plan=0.2, prefill=0.3, decode=0.4, total=1.0)
             return request, replace(outcome.result, timing=timing)

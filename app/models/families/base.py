@@ -52,6 +52,12 @@ class VisualTokens:
     def nbytes(self) -> int:
         return self.tokens_VD.nbytes + sum(plane.nbytes for plane in self.planes)
 
+    def own(self) -> VisualTokens:
+        """The same in memory of its own, where these are views of a whole batch."""
+        return VisualTokens(
+            tokens_VD=_own(self.tokens_VD), planes=tuple(_own(plane) for plane in self.planes)
+        )
+
     @classmethod
     def joined(cls, images: Sequence[VisualTokens]) -> VisualTokens:
         if len(images) == 1:
@@ -61,6 +67,10 @@ class VisualTokens:
             tokens_VD=torch.cat([image.tokens_VD for image in images]),
             planes=tuple(torch.cat(plane) for plane in planes),
         )
+
+
+def _own(tensor: Tensor) -> Tensor:
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 class Family(Protocol):

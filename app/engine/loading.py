@@ -1,0 +1,37 @@
+"""From settings to a runner: the model, its router, and their limits."""
+
+from __future__ import annotations
+
+import torch
+
+from app.engine.runner import ModelRunner
+from app.models.loading import load_adapter
+from app.router.store import load_router
+from app.settings import Settings
+
+
+def load_runner(settings: Settings) -> ModelRunner:
+    """The model and its router as the settings name them. Raises StartupError."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    adapter = load_adapter(
+        settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        allow_hub=settings.allow_hub,
+    )
+    folder = settings.router_dir / adapter.name
+    router = None
+    if folder.is_dir():
+        router = load_router(
+            folder,
+            fingerprint=adapter.fingerprint,
+            geometry=adapter.geometry,
+            device=adapter.device,
+        )
+    return ModelRunner(
+        adapter,
+        router,
+        kv_bytes_limit=settings.kv_bytes_limit,
+        encoder_cache_bytes=settings.encoder_cache_bytes,
+    )
