@@ -51,7 +51,7 @@ class ModelRunner:
         self._adapter = adapter
         self._planner = Planner(adapter, router)
         self._loop = DecoderLoop(adapter)
-        self._max_images = max_images
+        self._max_images = min(max_images, adapter.max_images or max_images)
         self._kv_bytes_limit = kv_bytes_limit
         self._held: dict[str, Sequence] = {}
         self._kv_bytes_held = 0

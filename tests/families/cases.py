@@ -6,7 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.families.llava_next import tiny_llava_next_folder
 from tests.tiny import tiny_llava_folder
+
+WIDE_AND_TALL = ((40, 30), (200, 112), (30, 90), (300, 40), (64, 64))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,4 +31,5 @@ class FamilyCase:
 
 FAMILIES = (
     FamilyCase(name="llava", build=tiny_llava_folder, sizes=((40, 30), (200, 112), (30, 90))),
+    FamilyCase(name="llava_next", build=tiny_llava_next_folder, sizes=WIDE_AND_TALL),
 )

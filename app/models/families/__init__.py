@@ -19,7 +19,16 @@ def _llava() -> Family:
     return Llava()
 
 
-FAMILIES: dict[str, Callable[[], Family]] = {"llava": _llava}
+def _llava_next() -> Family:
+    from app.models.families.llava_next import LlavaNext
+
+    return LlavaNext()
+
+
+FAMILIES: dict[str, Callable[[], Family]] = {
+    "llava": _llava,
+    "llava_next": _llava_next,
+}
 
 
 def family_of(model_type: str) -> Family:
