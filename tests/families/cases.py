@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.families.llava_next import tiny_llava_next_folder
+from tests.families.llava_onevision import tiny_llava_onevision_folder
 from tests.tiny import tiny_llava_folder
 
 WIDE_AND_TALL = ((40, 30), (200, 112), (30, 90), (300, 40), (64, 64))
@@ -32,4 +33,10 @@ class FamilyCase:
 FAMILIES = (
     FamilyCase(name="llava", build=tiny_llava_folder, sizes=((40, 30), (200, 112), (30, 90))),
     FamilyCase(name="llava_next", build=tiny_llava_next_folder, sizes=WIDE_AND_TALL),
+    FamilyCase(
+        name="llava_onevision",
+        build=tiny_llava_onevision_folder,
+        sizes=WIDE_AND_TALL,
+        max_images=1,
+    ),
 )

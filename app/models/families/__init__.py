@@ -25,9 +25,16 @@ def _llava_next() -> Family:
     return LlavaNext()
 
 
+def _llava_onevision() -> Family:
+    from app.models.families.llava_onevision import LlavaOnevision
+
+    return LlavaOnevision()
+
+
 FAMILIES: dict[str, Callable[[], Family]] = {
     "llava": _llava,
     "llava_next": _llava_next,
+    "llava_onevision": _llava_onevision,
 }
 
 
