@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.families.idefics3 import tiny_idefics3_folder
+from tests.families.internvl import tiny_internvl_folder
 from tests.families.llava_next import tiny_llava_next_folder
 from tests.families.llava_onevision import tiny_llava_onevision_folder
 from tests.tiny import tiny_llava_folder
 
-WIDE_AND_TALL = ((40, 30), (200, 112), (30, 90), (300, 40), (64, 64))
+WIDE_AND_TALL = ((40, 30), (200, 112), (30, 90), (300, 40), (170, 160))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,4 +41,6 @@ FAMILIES = (
         sizes=WIDE_AND_TALL,
         max_images=1,
     ),
+    FamilyCase(name="internvl", build=tiny_internvl_folder, sizes=WIDE_AND_TALL),
+    FamilyCase(name="idefics3", build=tiny_idefics3_folder, sizes=WIDE_AND_TALL),
 )

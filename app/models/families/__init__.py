@@ -8,6 +8,7 @@ for token; gather equals mask).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from app.errors import ModelUnsupported
 from app.models.families.base import Family
@@ -31,10 +32,25 @@ def _llava_onevision() -> Family:
     return LlavaOnevision()
 
 
+def _internvl() -> Family:
+    from app.models.families.internvl import InternVL
+
+    return InternVL()
+
+
+def _idefics3(name: str) -> Family:
+    from app.models.families.idefics3 import Idefics3
+
+    return Idefics3(name)
+
+
 FAMILIES: dict[str, Callable[[], Family]] = {
     "llava": _llava,
     "llava_next": _llava_next,
     "llava_onevision": _llava_onevision,
+    "internvl": _internvl,
+    "idefics3": partial(_idefics3, "idefics3"),
+    "smolvlm": partial(_idefics3, "smolvlm"),
 }
 
 
