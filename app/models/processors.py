@@ -11,13 +11,6 @@ from transformers.video_processing_utils import VideoProcessorMixin
 from app.errors import ModelUnsupported
 
 
-class NoVideo(VideoProcessorMixin):
-    """Stands where a processor insists on a video processor."""
-
-    num_frames: int | None = None
-    fps: float | None = None
-
-
 def load_processor(source: str, config: PreTrainedConfig, **local: Any) -> Any:
     """The processor in the folder or repository `source`.
 
@@ -30,12 +23,14 @@ def load_processor(source: str, config: PreTrainedConfig, **local: Any) -> Any:
     kind = PROCESSOR_MAPPING.get(type(config), None)
     try:
         if kind is None or "video_processor" not in kind.get_attributes():
-            return AutoProcessor.from_pretrained(source, **local)
+            whole: Any = AutoProcessor
+            return whole.from_pretrained(source, **local)
         settings, _ = kind.get_processor_dict(source, **local)
         loaded = {
             "image_processor": lambda: AutoImageProcessor.from_pretrained(source, **local),
             "tokenizer": lambda: AutoTokenizer.from_pretrained(source, **local),
-            "video_processor": NoVideo,
+            # SmolVLM's processor reads the two when it renders the chat template.
+            "video_processor": lambda: VideoProcessorMixin(num_frames=None, fps=None),
         }
         parts = [loaded[attribute]() for attribute in kind.get_attributes()]
         return _without_video(kind).from_args_and_dict(parts, settings)
@@ -44,11 +39,11 @@ def load_processor(source: str, config: PreTrainedConfig, **local: Any) -> Any:
 
 
 def _without_video(kind: Any) -> Any:
-    """That class, content with `NoVideo`. The library's own check fails without torchvision."""
+    """That class, content with any video processor: the library's check needs torchvision too."""
 
     def check(self: Any, attribute: str, argument: Any) -> Any:
-        if isinstance(argument, NoVideo):
-            return NoVideo
+        if attribute == "video_processor":
+            return type(argument)
         return kind.check_argument_for_proper_class(self, attribute, argument)
 
     return type(kind.__name__, (kind,), {"check_argument_for_proper_class": check})

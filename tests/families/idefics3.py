@@ -19,8 +19,8 @@ from transformers import (
 
 from tests.families.saving import (
     INITIALIZER_RANGE,
-    NoVideo,
     decoder_shape,
+    no_video,
     save,
     without_torchvision,
 )
@@ -71,7 +71,7 @@ def tiny_smolvlm_folder(folder: Path) -> Path:
         processor = SmolVLMProcessor(
             image_processor=SmolVLMImageProcessorPil(**_image_sizes()),
             tokenizer=byte_level_tokenizer(SPECIALS, names),
-            video_processor=NoVideo(),
+            video_processor=no_video(),
             image_seq_len=TOKENS_PER_TILE,
             chat_template=TEMPLATE,
         )

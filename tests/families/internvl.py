@@ -16,8 +16,8 @@ from transformers import (
 from tests.families.saving import (
     INITIALIZER_RANGE,
     PIXEL_STATISTICS,
-    NoVideo,
     decoder_shape,
+    no_video,
     save,
     without_torchvision,
 )
@@ -81,7 +81,7 @@ def _processor() -> InternVLProcessor:
             size={"height": SIDE, "width": SIDE}, max_patches=4, **PIXEL_STATISTICS
         ),
         tokenizer=byte_level_tokenizer(SPECIALS, names),
-        video_processor=NoVideo(),
+        video_processor=no_video(),
         image_seq_length=TOKENS_PER_TILE,
         chat_template=TEMPLATE,
     )

@@ -17,8 +17,8 @@ from transformers import (
 from tests.families.saving import (
     INITIALIZER_RANGE,
     PIXEL_STATISTICS,
-    NoVideo,
     decoder_shape,
+    no_video,
     save,
     without_torchvision,
 )
@@ -71,7 +71,7 @@ def _processor() -> LlavaOnevisionProcessor:
             **PIXEL_STATISTICS,
         ),
         tokenizer=byte_level_tokenizer(SPECIALS, {**names, **modalities}),
-        video_processor=NoVideo(),
+        video_processor=no_video(),
         num_image_tokens=(SIDE // PATCH) ** 2,
         vision_feature_select_strategy="full",
         vision_aspect_ratio=POOLED,

@@ -49,6 +49,8 @@ class Idefics3(PlainDecoder):
 
 def _check_sizes(image_processor: Any) -> None:
     """The library counts tiles as if the resized long side were whole tiles; else it miscounts."""
-    whole, tile = image_processor.size["longest_edge"], image_processor.max_image_size["longest_edge"]
-    if not image_processor.do_resize or whole % tile:
+    whole = image_processor.size["longest_edge"]
+    tile = image_processor.max_image_size["longest_edge"]
+    counted = image_processor.do_resize and whole % tile == 0
+    if image_processor.do_image_splitting and not counted:
         raise ModelUnsupported(f"longest edge {whole} is not a whole number of tiles of {tile}")

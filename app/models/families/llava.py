@@ -47,7 +47,7 @@ class Llava(PlainDecoder):
 
 
 def _check_aspect(image_processor: Any, width: int, height: int) -> None:
-    """Before it crops, CLIP's processor scales the short side up: a thread would fill the memory."""
+    """CLIP's processor scales the short side up before it crops: a thread would fill the memory."""
     stretched = image_processor.do_resize and image_processor.size.get("shortest_edge")
     if stretched and max(width, height) > _MAX_ASPECT * min(width, height):
         raise InvalidImage(

@@ -14,7 +14,7 @@ from app.models.families.common import PlainDecoder, expanded_layout, pictures
 
 
 class LlavaNext(PlainDecoder):
-    """transformers' `LlavaNextForConditionalGeneration` (LLaVA-1.6; tiles as in arXiv 2310.03744)."""
+    """transformers' `LlavaNextForConditionalGeneration` (LLaVA-1.6; tiling of arXiv 2310.03744)."""
 
     name = "llava_next"
 
@@ -22,7 +22,9 @@ class LlavaNext(PlainDecoder):
         vision = config.vision_config
         sizes = {
             "image_sizes": [(height, width)],
-            "pixel_values": torch.empty(1, 1, 3, vision.image_size, vision.image_size, device="meta"),
+            "pixel_values": torch.empty(
+                1, 1, 3, vision.image_size, vision.image_size, device="meta"
+            ),
             "batch_num_images": [1],
         }
         side = vision.image_size // vision.patch_size

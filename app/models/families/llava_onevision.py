@@ -13,4 +13,4 @@ class LlavaOnevision(LlavaNext):
     """
 
     name = "llava_onevision"
-    max_images = 1
+    max_images: int | None = 1
