@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from app.engine.runner import ModelRunner
+from app.engine.warmup import warm_up
 from app.errors import InvalidField
 from app.models.transformers import TransformersAdapter
 from tests.engine.driving import begin
@@ -110,6 +111,11 @@ def test_an_answer_depends_on_the_image(case: FamilyCase, runner: ModelRunner) -
             pass
         answers.add(tuple(sequence.token_ids))
     assert len(answers) > 1
+
+
+def test_a_warm_up_goes_through_every_stage(runner: ModelRunner) -> None:
+    warm_up(runner)
+    assert runner.kv_bytes_held() == 0
 
 
 def test_more_images_than_the_family_takes_are_refused(
