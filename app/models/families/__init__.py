@@ -1,8 +1,8 @@
 """LVLM families, by the `model_type` of their configuration.
 
 To add a family: one file here with a class that satisfies `Family`, one line in `FAMILIES`, and one
-row in `tests/cases.py` (a tiny random config: dense plan equals the library's own `generate` token
-for token; gather equals mask).
+row in `tests/families/cases.py` (a tiny random config: dense plan equals the library's own
+`generate` token for token; gather equals mask).
 """
 
 from __future__ import annotations
