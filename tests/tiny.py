@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,9 @@ TEMPLATE = (
 )
 
 
-def tiny_config(*, num_layers: int = 6, num_kv_heads: int = 2, seed_width: int = 32) -> LlavaConfig:
+def tiny_config(
+    *, num_layers: int = 6, num_kv_heads: int = 2, seed_width: int = 32, select: str = "default"
+) -> LlavaConfig:
     vision = CLIPVisionConfig(
         hidden_size=32,
         intermediate_size=64,
@@ -63,19 +65,21 @@ def tiny_config(*, num_layers: int = 6, num_kv_heads: int = 2, seed_width: int =
         text_config=text.to_dict(),
         image_token_id=3,
         vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy=select,
         image_seq_length=NUM_VISUAL,
     )
 
 
-def tiny_llava_folder(folder: Path, *, seed: int = 0, **shape: int) -> Path:
+def tiny_llava_folder(
+    folder: Path, *, seed: int = 0, select: str = "default", **shape: int
+) -> Path:
     """Write a random LLaVA with processor and chat template into `folder`."""
     torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(tiny_config(**shape)).eval()
+    model = LlavaForConditionalGeneration(tiny_config(select=select, **shape)).eval()
     model.generation_config.eos_token_id = 2
     model.generation_config.pad_token_id = 0
     model.save_pretrained(folder)
-    _processor().save_pretrained(folder)
+    _processor(select).save_pretrained(folder)
     return folder
 
 
@@ -111,29 +115,35 @@ def chat_request(
     return replace(request, **fields)
 
 
-def _processor() -> LlavaProcessor:
+def byte_level_tokenizer(
+    specials: Sequence[str], names: Mapping[str, str] | None = None
+) -> PreTrainedTokenizerFast:
+    """Bytes and `specials`, whose ids come first; `names` such as pad_token, image_token."""
+    known = ("bos_token", "eos_token", "pad_token", "unk_token")
+    named = dict(names or {})
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: idx for idx, token in enumerate((*SPECIALS, *alphabet))}
+    vocabulary = {token: idx for idx, token in enumerate((*specials, *alphabet))}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(list(SPECIALS))
-    state = json.loads(backend.to_str())
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        extra_special_tokens={"image_token": "<image>"},
+    backend.add_special_tokens(list(specials))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        **{name: named.pop(name) for name in known if name in named},
+        extra_special_tokens=named,
     )
+
+
+def _processor(select: str) -> LlavaProcessor:
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
     images = CLIPImageProcessorPil(
         size={"height": SIDE, "width": SIDE}, do_center_crop=False, do_resize=True
     )
     return LlavaProcessor(
         image_processor=images,
-        tokenizer=tokenizer,
+        tokenizer=byte_level_tokenizer(SPECIALS, {**names, "image_token": "<image>"}),
         patch_size=PATCH,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy=select,
         num_additional_image_tokens=1,
         chat_template=TEMPLATE,
     )

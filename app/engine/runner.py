@@ -61,7 +61,7 @@ class ModelRunner:
         self._planner = Planner(adapter, router)
         self._loop = DecoderLoop(adapter)
         self._encoder = Encoder(adapter, cache_bytes=encoder_cache_bytes)
-        self._max_images = max_images
+        self._max_images = min(max_images, adapter.max_images or max_images)
         self._kv_bytes_limit = kv_bytes_limit
         self._held: dict[str, Sequence] = {}
         self._kv_bytes_held = 0

@@ -10,7 +10,8 @@ from app.core import BudgetRequest, ChatRequest, ImageInput, SamplingParams
 from app.engine.base import Runner, whole
 from app.errors import AllrounderError
 
-_SIDE = 64
+# Large enough that a family which lets the size decide has tokens to spare for a small budget.
+_SIDE = 448
 _PRUNED_SHARE = 0.5
 
 

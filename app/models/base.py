@@ -36,7 +36,11 @@ class TextStream(Protocol):
 
 
 class Adapter(Protocol):
-    """A loaded LVLM. `geometry`, `layout` and `prompt` may be used from any thread."""
+    """A loaded LVLM. `geometry`, `layout` and `prompt` may be used from any thread.
+
+    Attributes:
+        max_images: images that one request may bring, where the family limits it.
+    """
 
     name: str
     family: str
@@ -45,6 +49,7 @@ class Adapter(Protocol):
     device: str
     dtype: str
     eos_token_ids: frozenset[int]
+    max_images: int | None
 
     @property
     def fixed_visual(self) -> int | None:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils.logging import disable_progress_bar
 
 from app.errors import ModelUnsupported
 from app.models.families import family_of
+from app.models.processors import load_processor
 from app.models.transformers import TransformersAdapter
 
 EMBEDDED = "demo"
@@ -45,7 +46,7 @@ def load_adapter(
     loaded = AutoModelForImageTextToText.from_pretrained(
         source, config=config, dtype=_dtype(dtype, place), use_safetensors=True, **local
     )
-    processor = AutoProcessor.from_pretrained(source, **local)
+    processor = load_processor(source, config, **local)
     return TransformersAdapter(
         name=name,
         model=loaded.to(place),

@@ -78,6 +78,7 @@ class TransformersAdapter:
         self.name = name
         self.family = family.name
         self.fingerprint = fingerprint
+        self.max_images = family.max_images
         self.device = str(model.device)
         self.dtype = str(model.dtype).removeprefix("torch.")
         self._model = model.eval().requires_grad_(False)

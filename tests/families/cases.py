@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
+from tests.families.idefics3 import tiny_idefics3_folder, tiny_smolvlm_folder
+from tests.families.internvl import tiny_internvl_folder
+from tests.families.llava_next import tiny_llava_next_folder
+from tests.families.llava_onevision import tiny_llava_onevision_folder
 from tests.tiny import tiny_llava_folder
+
+WIDE_AND_TALL = ((40, 30), (200, 112), (30, 90), (300, 40), (170, 160))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +33,19 @@ class FamilyCase:
         return self.name
 
 
+SMOLVLM = FamilyCase(name="smolvlm", build=tiny_smolvlm_folder, sizes=WIDE_AND_TALL)
+"""Its processor cannot be built without num2words."""
+
 FAMILIES = (
     FamilyCase(name="llava", build=tiny_llava_folder, sizes=((40, 30), (200, 112), (30, 90))),
+    FamilyCase(name="llava_next", build=tiny_llava_next_folder, sizes=WIDE_AND_TALL),
+    FamilyCase(
+        name="llava_onevision",
+        build=tiny_llava_onevision_folder,
+        sizes=WIDE_AND_TALL,
+        max_images=1,
+    ),
+    FamilyCase(name="internvl", build=tiny_internvl_folder, sizes=WIDE_AND_TALL),
+    FamilyCase(name="idefics3", build=tiny_idefics3_folder, sizes=WIDE_AND_TALL),
+    *([SMOLVLM] if find_spec("num2words") else []),
 )

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from app.core import ChatRequest, Plan
+from tests.families.saving import without_torchvision
 
 TIE = 1e-4
 
@@ -28,7 +29,8 @@ class Reference:
         self.model: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager"
         ).eval()
-        self.processor: Any = AutoProcessor.from_pretrained(folder)
+        with without_torchvision():
+            self.processor: Any = AutoProcessor.from_pretrained(folder)
 
     def inputs(self, request: ChatRequest) -> dict[str, Tensor]:
         """The request as one user message, images first, through the library's processor."""

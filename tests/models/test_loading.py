@@ -14,7 +14,7 @@ from tests.tiny import tiny_llava_folder
 
 def test_an_unknown_architecture_is_refused_naming_the_known_ones(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ModelUnsupported, match="supported: llava"):
+    with pytest.raises(ModelUnsupported, match=r"supported: .*\bllava\b"):
         load_adapter(str(tmp_path))
 
 

@@ -1,13 +1,14 @@
 """LVLM families, by the `model_type` of their configuration.
 
 To add a family: one file here with a class that satisfies `Family`, one line in `FAMILIES`, and one
-row in `tests/cases.py` (a tiny random config: dense plan equals the library's own `generate` token
-for token; gather equals mask).
+row in `tests/families/cases.py` (a tiny random config: dense plan equals the library's own
+`generate` token for token; gather equals mask).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from app.errors import ModelUnsupported
 from app.models.families.base import Family
@@ -19,7 +20,38 @@ def _llava() -> Family:
     return Llava()
 
 
-FAMILIES: dict[str, Callable[[], Family]] = {"llava": _llava}
+def _llava_next() -> Family:
+    from app.models.families.llava_next import LlavaNext
+
+    return LlavaNext()
+
+
+def _llava_onevision() -> Family:
+    from app.models.families.llava_onevision import LlavaOnevision
+
+    return LlavaOnevision()
+
+
+def _internvl() -> Family:
+    from app.models.families.internvl import InternVL
+
+    return InternVL()
+
+
+def _idefics3(name: str) -> Family:
+    from app.models.families.idefics3 import Idefics3
+
+    return Idefics3(name)
+
+
+FAMILIES: dict[str, Callable[[], Family]] = {
+    "llava": _llava,
+    "llava_next": _llava_next,
+    "llava_onevision": _llava_onevision,
+    "internvl": _internvl,
+    "idefics3": partial(_idefics3, "idefics3"),
+    "smolvlm": partial(_idefics3, "smolvlm"),
+}
 
 
 def family_of(model_type: str) -> Family:

@@ -74,9 +74,14 @@ def _own(tensor: Tensor) -> Tensor:
 
 
 class Family(Protocol):
-    """One LVLM family. All but the pure `layout` is called on the engine's thread."""
+    """One LVLM family. All but the pure `layout` is called on the engine's thread.
+
+    Attributes:
+        max_images: images that one request may bring, where the family limits it.
+    """
 
     name: str
+    max_images: int | None
 
     def parts(self, model: PreTrainedModel) -> DecoderParts: ...
 

@@ -6,40 +6,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import PreTrainedModel
 
-from app.core import ImageInput, ImageLayout, Prompt, TokenGrid
-from app.models.families.base import (
-    DecoderParts,
-    PromptPositions,
-    VisualTokens,
-    sequential_positions,
-)
+from app.core import ImageInput, ImageLayout, TokenGrid
+from app.errors import InvalidImage
+from app.models.families.base import VisualTokens
+from app.models.families.common import PlainDecoder, pictures
+
+_MAX_ASPECT = 200
 
 
-class Llava:
+class Llava(PlainDecoder):
     """transformers' `LlavaForConditionalGeneration` (arXiv 2310.03744)."""
 
     name = "llava"
 
-    def parts(self, model: PreTrainedModel) -> DecoderParts:
-        decoder: Any = model.model.language_model
-        return DecoderParts(
-            config=decoder.config,
-            embed=decoder.embed_tokens,
-            layers=list(decoder.layers),
-            rotary=decoder.rotary_emb,
-            norm=decoder.norm,
-            head=model.lm_head,
-        )
-
-    def protected_layers(self, model: PreTrainedModel) -> frozenset[int]:
-        return frozenset()
-
     def layout(self, config: Any, processor: Any, *, width: int, height: int) -> ImageLayout:
+        _check_aspect(processor.image_processor, width, height)
         side = config.vision_config.image_size // config.vision_config.patch_size
-        num_class = int(config.vision_feature_select_strategy == "full")
+        full = config.vision_feature_select_strategy == "full"
+        num_class = processor.num_additional_image_tokens if full else 0
         return ImageLayout(
             grid=TokenGrid(rows=side, cols=side, offset=num_class),
             placeholder=processor.image_token,
@@ -49,18 +35,22 @@ class Llava:
     def encode(
         self, model: PreTrainedModel, processor: Any, images: Sequence[ImageInput]
     ) -> list[VisualTokens]:
-        pictures = [Image.frombytes("RGB", (i.width, i.height), i.rgb) for i in images]
-        pixels = processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+        pixels = processor.image_processor(images=pictures(images), return_tensors="pt")
         with torch.inference_mode():
             features = model.get_image_features(
-                pixel_values=pixels.to(device=model.device, dtype=model.dtype),
+                pixel_values=pixels["pixel_values"].to(device=model.device, dtype=model.dtype),
                 vision_feature_layer=model.config.vision_feature_layer,
                 vision_feature_select_strategy=model.config.vision_feature_select_strategy,
                 return_dict=True,
             )
         return [VisualTokens(tokens_VD=tokens_VD) for tokens_VD in features.pooler_output]
 
-    def positions(
-        self, model: PreTrainedModel, prompt: Prompt, layouts: Sequence[ImageLayout]
-    ) -> PromptPositions:
-        return sequential_positions(prompt)
+
+def _check_aspect(image_processor: Any, width: int, height: int) -> None:
+    """CLIP's processor scales the short side up before it crops: a thread would fill the memory."""
+    stretched = image_processor.do_resize and image_processor.size.get("shortest_edge")
+    if stretched and max(width, height) > _MAX_ASPECT * min(width, height):
+        raise InvalidImage(
+            f"the image is {width} x {height}; one side may be {_MAX_ASPECT} times the other",
+            param="image",
+        )

@@ -1,0 +1,56 @@
+"""Idefics3 and SmolVLM: tiles set apart by text that names row and column, then the whole image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isqrt
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from app.core import ImageInput, ImageLayout, TokenGrid
+from app.errors import ModelUnsupported
+from app.models.families.base import VisualTokens
+from app.models.families.common import PlainDecoder, expanded_layout, pictures
+
+
+class Idefics3(PlainDecoder):
+    """transformers' `Idefics3ForConditionalGeneration` (arXiv 2408.12637) and, with another
+    vision tower, `SmolVLMForConditionalGeneration` (arXiv 2504.05299)."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def layout(self, config: Any, processor: Any, *, width: int, height: int) -> ImageLayout:
+        _check_sizes(processor.image_processor)
+        _, rows, cols = processor.image_processor.get_number_of_image_patches(height, width)
+        side = isqrt(processor.image_seq_len)
+        return expanded_layout(
+            processor.replace_image_token({"rows": [[rows]], "cols": [[cols]]}, 0),
+            processor.image_token,
+            TokenGrid(rows=side, cols=side, offset=rows * cols * processor.image_seq_len),
+        )
+
+    def encode(
+        self, model: PreTrainedModel, processor: Any, images: Sequence[ImageInput]
+    ) -> list[VisualTokens]:
+        tiles = processor.image_processor(
+            images=[[picture] for picture in pictures(images)], return_tensors="pt"
+        )
+        with torch.inference_mode():
+            features = model.get_image_features(
+                pixel_values=tiles["pixel_values"].to(device=model.device, dtype=model.dtype),
+                pixel_attention_mask=tiles["pixel_attention_mask"].to(model.device),
+                return_dict=True,
+            )
+        return [VisualTokens(tokens_VD=tokens_VD) for tokens_VD in features.pooler_output]
+
+
+def _check_sizes(image_processor: Any) -> None:
+    """The library counts tiles as if the resized long side were whole tiles; else it miscounts."""
+    whole = image_processor.size["longest_edge"]
+    tile = image_processor.max_image_size["longest_edge"]
+    counted = image_processor.do_resize and whole % tile == 0
+    if image_processor.do_image_splitting and not counted:
+        raise ModelUnsupported(f"longest edge {whole} is not a whole number of tiles of {tile}")
