@@ -6,6 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.families.qwen import (
+    tiny_qwen2_5_vl_folder,
+    tiny_qwen2_vl_folder,
+    tiny_qwen3_vl_folder,
+)
 from tests.tiny import tiny_llava_folder
 
 
@@ -26,6 +31,11 @@ class FamilyCase:
         return self.name
 
 
+QWEN_SIZES = ((40, 30), (300, 18), (112, 112), (16, 260), (500, 333))
+
 FAMILIES = (
     FamilyCase(name="llava", build=tiny_llava_folder, sizes=((40, 30), (200, 112), (30, 90))),
+    FamilyCase(name="qwen2_vl", build=tiny_qwen2_vl_folder, sizes=QWEN_SIZES),
+    FamilyCase(name="qwen2_5_vl", build=tiny_qwen2_5_vl_folder, sizes=QWEN_SIZES),
+    FamilyCase(name="qwen3_vl", build=tiny_qwen3_vl_folder, sizes=QWEN_SIZES),
 )

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from app.core import ChatRequest, Plan
 
@@ -28,7 +29,7 @@ class Reference:
         self.model: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager"
         ).eval()
-        self.processor: Any = AutoProcessor.from_pretrained(folder)
+        self.processor: Any = _processor(folder)
 
     def inputs(self, request: ChatRequest) -> dict[str, Tensor]:
         """The request as one user message, images first, through the library's processor."""
@@ -84,6 +85,18 @@ class Reference:
                     after = layer.register_forward_hook(_undone, with_kwargs=True)
                     stack.callback(after.remove)
             yield
+
+
+def _processor(folder: Path) -> Any:
+    """The library's own for this model, which without torchvision must do without videos."""
+    library: Any = PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(folder))]
+
+    class ImagesOnly(library):
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return [name for name in super().get_attributes() if name != "video_processor"]
+
+    return ImagesOnly.from_pretrained(folder)
 
 
 def _with_mask(mask: Tensor) -> Callable[..., Any]:

@@ -19,7 +19,30 @@ def _llava() -> Family:
     return Llava()
 
 
-FAMILIES: dict[str, Callable[[], Family]] = {"llava": _llava}
+def _qwen2_vl() -> Family:
+    from app.models.families.qwen2_vl import Qwen2Vl
+
+    return Qwen2Vl()
+
+
+def _qwen2_5_vl() -> Family:
+    from app.models.families.qwen2_vl import Qwen2Vl
+
+    return Qwen2Vl(name="qwen2_5_vl")
+
+
+def _qwen3_vl() -> Family:
+    from app.models.families.qwen3_vl import Qwen3Vl
+
+    return Qwen3Vl()
+
+
+FAMILIES: dict[str, Callable[[], Family]] = {
+    "llava": _llava,
+    "qwen2_vl": _qwen2_vl,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
+}
 
 
 def family_of(model_type: str) -> Family:

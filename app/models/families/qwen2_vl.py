@@ -1,0 +1,98 @@
+"""Qwen2-VL and Qwen2.5-VL: images at their own resolution, rotary positions over three axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from app.core import ImageInput, ImageLayout, Prompt, TokenGrid
+from app.errors import InvalidImage
+from app.models.families.base import DecoderParts, PromptPositions, VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen2Vl:
+    """Qwen2-VL (arXiv 2409.12191) and Qwen2.5-VL (arXiv 2502.13923), which differ in the tower."""
+
+    name: str = "qwen2_vl"
+
+    def parts(self, model: PreTrainedModel) -> DecoderParts:
+        decoder: Any = model.model.language_model
+        return DecoderParts(
+            config=decoder.config,
+            embed=decoder.embed_tokens,
+            layers=list(decoder.layers),
+            rotary=decoder.rotary_emb,
+            norm=decoder.norm,
+            head=model.lm_head,
+        )
+
+    def protected_layers(self, model: PreTrainedModel) -> frozenset[int]:
+        return frozenset()
+
+    def layout(self, config: Any, processor: Any, *, width: int, height: int) -> ImageLayout:
+        """The grid behind the patch merger. Raises InvalidImage for a strip too long to resize."""
+        images = processor.image_processor
+        side = images.patch_size * images.merge_size
+        try:
+            resized_height, resized_width = smart_resize(
+                height,
+                width,
+                factor=side,
+                min_pixels=images.size["shortest_edge"],
+                max_pixels=images.size["longest_edge"],
+            )
+        except ValueError as err:
+            raise InvalidImage(
+                f"an image of {width} x {height} pixels is too narrow for this model", param="image"
+            ) from err
+        rows, cols = resized_height // side, resized_width // side
+        return ImageLayout(
+            grid=TokenGrid(rows=rows, cols=cols),
+            placeholder=processor.image_token,
+            runs=(rows * cols,),
+        )
+
+    def encode(
+        self, model: PreTrainedModel, processor: Any, images: Sequence[ImageInput]
+    ) -> list[VisualTokens]:
+        pictures = [Image.frombytes("RGB", (i.width, i.height), i.rgb) for i in images]
+        inputs = processor.image_processor(images=pictures, return_tensors="pt")
+        with torch.inference_mode():
+            features = model.get_image_features(
+                pixel_values=inputs["pixel_values"].to(device=model.device, dtype=model.dtype),
+                image_grid_thw=inputs["image_grid_thw"].to(model.device),
+                return_dict=True,
+            )
+        planes = self._planes(features)
+        return [
+            VisualTokens(tokens_VD=tokens_VD, planes=tuple(plane[idx] for plane in planes))
+            for idx, tokens_VD in enumerate(features.pooler_output)
+        ]
+
+    def _planes(self, features: Any) -> Sequence[Sequence[Tensor]]:
+        """Plane by plane, image by image: what is added behind the first decoder layers."""
+        return ()
+
+    def positions(
+        self, model: PreTrainedModel, prompt: Prompt, layouts: Sequence[ImageLayout]
+    ) -> PromptPositions:
+        """Time, height and width of each row, as the model's own `get_rope_index` counts them."""
+        num_rows = len(prompt.token_ids)
+        is_image = torch.zeros(1, num_rows, dtype=torch.int)
+        is_image[0, list(prompt.visual_rows)] = 1
+        merge = model.config.vision_config.spatial_merge_size
+        grids = [(1, lay.grid.rows * merge, lay.grid.cols * merge) for lay in layouts]
+        rows_P1T, delta_11 = model.model.get_rope_index(
+            input_ids=torch.tensor([prompt.token_ids]),
+            mm_token_type_ids=is_image,
+            image_grid_thw=torch.tensor(grids, dtype=torch.long).reshape(-1, 3),
+        )
+        return PromptPositions(rows_PT=rows_P1T[:, 0], next=num_rows + int(delta_11.item()))
