@@ -22,7 +22,5 @@ def load_processor(source: str, config: PreTrainedConfig, **options: Any) -> Any
 
 
 def _without_video(declared: Any) -> Any:
-    def get_attributes(cls: Any) -> list[str]:
-        return [part for part in declared.get_attributes() if part != _VIDEO_PART]
-
-    return type(declared.__name__, (declared,), {"get_attributes": classmethod(get_attributes)})
+    parts = [part for part in declared.get_attributes() if part != _VIDEO_PART]
+    return type(declared.__name__, (declared,), {"get_attributes": staticmethod(lambda: parts)})

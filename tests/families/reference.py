@@ -88,15 +88,11 @@ class Reference:
 
 
 def _processor(folder: Path) -> Any:
-    """The library's own for this model, which without torchvision must do without videos."""
+    """The library's own for this model; without torchvision it must do without its video part."""
     library: Any = PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(folder))]
-
-    class ImagesOnly(library):
-        @classmethod
-        def get_attributes(cls) -> list[str]:
-            return [name for name in super().get_attributes() if name != "video_processor"]
-
-    return ImagesOnly.from_pretrained(folder)
+    parts = [part for part in library.get_attributes() if part != "video_processor"]
+    images_only: Any = type("Images", (library,), {"get_attributes": staticmethod(lambda: parts)})
+    return images_only.from_pretrained(folder)
 
 
 def _with_mask(mask: Tensor) -> Callable[..., Any]:

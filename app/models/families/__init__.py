@@ -26,9 +26,9 @@ def _qwen2_vl() -> Family:
 
 
 def _qwen2_5_vl() -> Family:
-    from app.models.families.qwen2_vl import Qwen2Vl
+    from app.models.families.qwen2_vl import Qwen2_5Vl
 
-    return Qwen2Vl(name="qwen2_5_vl")
+    return Qwen2_5Vl()
 
 
 def _qwen3_vl() -> Family:

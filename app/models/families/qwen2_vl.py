@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,11 +16,10 @@ from app.errors import InvalidImage
 from app.models.families.base import DecoderParts, PromptPositions, VisualTokens
 
 
-@dataclass(frozen=True, kw_only=True)
 class Qwen2Vl:
-    """Qwen2-VL (arXiv 2409.12191) and Qwen2.5-VL (arXiv 2502.13923), which differ in the tower."""
+    """transformers' `Qwen2VLForConditionalGeneration` (arXiv 2409.12191)."""
 
-    name: str = "qwen2_vl"
+    name = "qwen2_vl"
 
     def parts(self, model: PreTrainedModel) -> DecoderParts:
         decoder: Any = model.model.language_model
@@ -96,3 +94,9 @@ class Qwen2Vl:
             image_grid_thw=torch.tensor(grids, dtype=torch.long).reshape(-1, 3),
         )
         return PromptPositions(rows_PT=rows_P1T[:, 0], next=num_rows + int(delta_11.item()))
+
+
+class Qwen2_5Vl(Qwen2Vl):
+    """transformers' `Qwen2_5_VLForConditionalGeneration` (arXiv 2502.13923): another tower."""
+
+    name = "qwen2_5_vl"

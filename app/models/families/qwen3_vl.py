@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -12,11 +11,10 @@ from transformers import PreTrainedModel
 from app.models.families.qwen2_vl import Qwen2Vl
 
 
-@dataclass(frozen=True, kw_only=True)
 class Qwen3Vl(Qwen2Vl):
     """Dense Qwen3-VL (arXiv 2511.21631); DeepStack is arXiv 2406.04334."""
 
-    name: str = "qwen3_vl"
+    name = "qwen3_vl"
 
     def protected_layers(self, model: PreTrainedModel) -> frozenset[int]:
         """The layers that DeepStack features are added behind."""
