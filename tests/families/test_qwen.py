@@ -25,9 +25,10 @@ from app.errors import InvalidImage
 from app.models.families.base import PromptPositions, VisualTokens
 from app.models.loading import load_adapter
 from app.models.transformers import TransformersAdapter
+from app.training.measure import FrozenModel, make_plan
 from tests.engine.driving import answers, begin
 from tests.families.cases import FAMILIES
-from tests.families.qwen import NUM_PLANES
+from tests.families.qwen import NUM_LAYERS, NUM_PLANES
 from tests.families.reference import Reference
 from tests.tiny import chat_request, noise_image
 
@@ -188,28 +189,48 @@ def test_the_cost_is_what_torch_counts(qwen: Loaded) -> None:
     )
 
 
+VIDEO = {"video_processor_type": "Qwen2VLVideoProcessor", "fps": 2}
+
+
+def _as_on_the_hub(images: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    size = images.pop("size")
+    pixels = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    return {"preprocessor_config": {**images, **pixels}, "video_preprocessor_config": VIDEO}
+
+
+def _as_saved_by_version_5(images: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {"processor_config": {"image_processor": images, "video_processor": VIDEO}}
+
+
+@pytest.mark.parametrize("form", [_as_on_the_hub, _as_saved_by_version_5])
 def test_a_folder_that_names_a_video_processor_loads_without_it(
-    qwen: Loaded, tmp_path: Path
+    qwen: Loaded, tmp_path: Path, form: Callable[[dict[str, Any]], dict[str, dict[str, Any]]]
 ) -> None:
-    for path in qwen.folder.iterdir():
+    preprocessor = qwen.folder / "preprocessor_config.json"
+    for path in set(qwen.folder.iterdir()) - {preprocessor}:
         (tmp_path / path.name).symlink_to(path)
-    video = {"video_processor_type": "Qwen2VLVideoProcessor", "fps": 2}
-    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(video))
-    images = json.loads((qwen.folder / "preprocessor_config.json").read_text())
-    (tmp_path / "processor_config.json").write_text(
-        json.dumps(
-            {
-                "processor_class": type(qwen.reference.processor).__mro__[1].__name__,
-                "image_processor": images,
-                "video_processor": video,
-            }
-        )
-    )
+    for name, content in form(json.loads(preprocessor.read_text())).items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
     loaded = load_adapter(str(tmp_path), device="cpu")
-    image = noise_image(0)
-    layout = qwen.adapter.layout(image)
-    assert loaded.layout(image) == layout
-    assert loaded.prompt("What?", [layout]) == qwen.adapter.prompt("What?", [layout])
+    layouts = [adapter.layout(noise_image(0)) for adapter in (qwen.adapter, loaded)]
+    assert layouts[0] == layouts[1]
+    assert loaded.prompt("What?", layouts) == qwen.adapter.prompt("What?", layouts)
+
+
+@pytest.mark.parametrize("layer_idx", [0, 2])
+def test_a_teacher_forced_trial_that_keeps_all_harms_nothing(qwen: Loaded, layer_idx: int) -> None:
+    frozen, image = FrozenModel(qwen.adapter, max_answer_tokens=6), _request().images[0]
+    (answer,) = frozen.answer([frozen.ask(image, frozen.encode(image), "What is it?")])
+    whole, half = range(answer.num_visual), range(0, answer.num_visual, 2)
+    plans = [
+        make_plan(
+            num_layers=NUM_LAYERS, num_visual=answer.num_visual, kept=kept, layer_idx=layer_idx
+        )
+        for kept in (whole, half)
+    ]
+    nothing, something = frozen.compare([(answer, plan) for plan in plans])
+    assert nothing.kl_nats == pytest.approx(0, abs=1e-5)
+    assert something.kl_nats > 1e-3
 
 
 def test_deepstack_layers_are_protected_and_each_plane_moves_the_answer(qwen3: Loaded) -> None:
