@@ -1,4 +1,7 @@
-"""Qwen2-VL and Qwen2.5-VL: images at their own resolution, rotary positions over three axes."""
+"""Qwen2-VL and Qwen2.5-VL: images at their own resolution, rotary positions over three axes.
+
+Shapes: V visual tokens of one image, T prompt rows, P position axes, D decoder width.
+"""
 
 from __future__ import annotations
 
