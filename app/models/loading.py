@@ -35,7 +35,8 @@ def load_adapter(
         device: `auto` (CUDA when present), `cpu` or `cuda[:n]`.
         dtype: `auto` (float32 on CPU, bfloat16 on CUDA) or a torch dtype's name.
     Raises:
-        ModelUnsupported: no such folder, an unknown architecture, or the hub is not allowed.
+        ModelUnsupported: no such folder, an unknown architecture, attention that is not full
+            causal, or the hub is not allowed.
     """
     disable_progress_bar()
     name, source = _locate(model, allow_hub=allow_hub)
@@ -43,6 +44,7 @@ def load_adapter(
     local = {"local_files_only": not allow_hub, "trust_remote_code": False}
     config = AutoConfig.from_pretrained(source, **local)
     family = family_of(config.model_type)
+    _check_attention(config.get_text_config(decoder=True))
     loaded = AutoModelForImageTextToText.from_pretrained(
         source, config=config, dtype=_dtype(dtype, place), use_safetensors=True, **local
     )
@@ -83,6 +85,19 @@ def _locate(model: str, *, allow_hub: bool) -> tuple[str, str]:
             f"model {model!r} is no local folder; give a folder, 'demo', or allow hub access"
         )
     return model.rsplit("/", 1)[-1], model
+
+
+def _check_attention(config: Any) -> None:
+    """The engine attends to all earlier rows; a window would be silently ignored."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        window = getattr(config, "sliding_window", None)
+        is_narrow = window is not None and window < config.max_position_embeddings
+        kinds = ["sliding_attention" if is_narrow else "full_attention"]
+    others = sorted({kind.replace("_", "-") for kind in kinds} - {"full-attention"})
+    if others:
+        names = ", ".join(others).replace("sliding-attention", "sliding-window attention")
+        raise ModelUnsupported(f"decoder layers with {names} are not supported; only full causal")
 
 
 def _device(device: str) -> torch.device:

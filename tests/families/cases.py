@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from tests.families.idefics3 import tiny_idefics3_folder, tiny_smolvlm_folder
 from tests.families.internvl import tiny_internvl_folder
 from tests.families.llava_next import tiny_llava_next_folder
 from tests.families.llava_onevision import tiny_llava_onevision_folder
+from tests.families.qwen import (
+    tiny_qwen2_5_vl_folder,
+    tiny_qwen2_vl_folder,
+    tiny_qwen3_vl_folder,
+)
 from tests.tiny import tiny_llava_folder
 
 WIDE_AND_TALL = ((40, 30), (200, 112), (30, 90), (300, 40), (170, 160))
@@ -33,8 +37,7 @@ class FamilyCase:
         return self.name
 
 
-SMOLVLM = FamilyCase(name="smolvlm", build=tiny_smolvlm_folder, sizes=WIDE_AND_TALL)
-"""Its processor cannot be built without num2words."""
+QWEN_SIZES = ((40, 30), (300, 18), (112, 112), (16, 260), (500, 333))
 
 FAMILIES = (
     FamilyCase(name="llava", build=tiny_llava_folder, sizes=((40, 30), (200, 112), (30, 90))),
@@ -47,5 +50,8 @@ FAMILIES = (
     ),
     FamilyCase(name="internvl", build=tiny_internvl_folder, sizes=WIDE_AND_TALL),
     FamilyCase(name="idefics3", build=tiny_idefics3_folder, sizes=WIDE_AND_TALL),
-    *([SMOLVLM] if find_spec("num2words") else []),
+    FamilyCase(name="smolvlm", build=tiny_smolvlm_folder, sizes=WIDE_AND_TALL),
+    FamilyCase(name="qwen2_vl", build=tiny_qwen2_vl_folder, sizes=QWEN_SIZES),
+    FamilyCase(name="qwen2_5_vl", build=tiny_qwen2_5_vl_folder, sizes=QWEN_SIZES),
+    FamilyCase(name="qwen3_vl", build=tiny_qwen3_vl_folder, sizes=QWEN_SIZES),
 )

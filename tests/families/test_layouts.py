@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from app.engine.base import whole
 from app.engine.runner import ModelRunner
 from app.engine.warmup import warm_up
-from app.errors import InvalidField
+from app.errors import InvalidField, InvalidImage
 from app.models.transformers import TransformersAdapter
 from tests.engine.driving import begin
 from tests.families.cases import FamilyCase
@@ -44,13 +45,18 @@ def _features(reference: Reference, inputs: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("sizes", [_sizes(), EXTREME], ids=["random", "extreme"])
-def test_the_prompt_and_the_tokens_of_any_size_are_the_librarys(
+def test_the_prompt_and_the_tokens_of_any_size_are_the_librarys_or_the_size_is_refused(
     adapter: TransformersAdapter, reference: Reference, sizes: list[tuple[int, int]]
 ) -> None:
     for seed, (width, height) in enumerate(sizes):
         image = noise_image(seed, width=width, height=height)
         request = chat_request(images=(image,))
-        inputs = reference.inputs(request)
+        try:
+            inputs = reference.inputs(request)
+        except ValueError:
+            with pytest.raises(InvalidImage):
+                adapter.layout(image)
+            continue
         layout = adapter.layout(image)
         prompt = adapter.prompt(request.question, [layout])
         assert list(prompt.token_ids) == inputs["input_ids"][0].tolist(), (width, height)
@@ -107,7 +113,7 @@ def test_an_answer_depends_on_the_image(case: FamilyCase, runner: ModelRunner) -
     for seed in range(4):
         image = noise_image(seed, width=width, height=height)
         (sequence,) = begin(runner, [chat_request(id=f"{seed}", images=(image,))])
-        while runner.step([sequence])[0].result is None:
+        while runner.step(whole([sequence]))[0].result is None:
             pass
         answers.add(tuple(sequence.token_ids))
     assert len(answers) > 1

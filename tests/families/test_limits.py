@@ -8,6 +8,7 @@ import pytest
 from transformers import AutoConfig, AutoProcessor, CLIPImageProcessorPil
 from transformers.models.smolvlm import processing_smolvlm
 
+from app.engine.base import whole
 from app.engine.runner import ModelRunner
 from app.errors import InvalidImage, ModelUnsupported
 from app.models.families import family_of
@@ -29,7 +30,7 @@ def test_llava_with_all_features_puts_its_class_token_before_the_grid(tmp_path: 
     assert layout.grid.offset == 1
     assert layout.grid.rows * layout.grid.cols == NUM_VISUAL
     (sequence,) = begin(runner, [request])
-    while runner.step([sequence])[0].result is None:
+    while runner.step(whole([sequence]))[0].result is None:
         pass
     prompt_ids, theirs = reference.generate(request)
     assert list(sequence.prepared.prompt.token_ids) == prompt_ids

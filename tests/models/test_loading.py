@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import LlavaConfig, MistralConfig, PreTrainedConfig, Qwen2_5_VLConfig
 
 from app.errors import ModelUnsupported
 from app.models.loading import fingerprint, load_adapter
@@ -33,3 +34,51 @@ def test_a_fingerprint_follows_the_weights(tmp_path: Path) -> None:
     same = fingerprint(tiny_llava_folder(tmp_path / "b", seed=0))
     other = fingerprint(tiny_llava_folder(tmp_path / "c", seed=1))
     assert first == same != other
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Qwen2_5_VLConfig(
+            text_config={
+                "num_hidden_layers": 4,
+                "use_sliding_window": True,
+                "sliding_window": 64,
+                "max_window_layers": 3,
+            }
+        ),
+        LlavaConfig(text_config=MistralConfig(sliding_window=64)),
+    ],
+    ids=["some layers", "every layer"],
+)
+def test_sliding_window_attention_is_refused_before_weights_are_read(
+    tmp_path: Path, config: PreTrainedConfig
+) -> None:
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ModelUnsupported, match="sliding-window attention"):
+        load_adapter(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Qwen2_5_VLConfig(text_config={"use_sliding_window": False, "sliding_window": 64}),
+        Qwen2_5_VLConfig(
+            text_config={
+                "num_hidden_layers": 4,
+                "use_sliding_window": True,
+                "sliding_window": 64,
+                "max_window_layers": 4,
+            }
+        ),
+        LlavaConfig(text_config=MistralConfig(sliding_window=None)),
+        LlavaConfig(text_config=MistralConfig(sliding_window=4096, max_position_embeddings=4096)),
+    ],
+    ids=["switched off", "on no layer", "none", "as long as the context"],
+)
+def test_a_window_that_hides_nothing_is_no_reason_to_refuse(
+    tmp_path: Path, config: PreTrainedConfig
+) -> None:
+    config.save_pretrained(tmp_path)
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        load_adapter(str(tmp_path))

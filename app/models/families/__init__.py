@@ -44,6 +44,24 @@ def _idefics3(name: str) -> Family:
     return Idefics3(name)
 
 
+def _qwen2_vl() -> Family:
+    from app.models.families.qwen2_vl import Qwen2Vl
+
+    return Qwen2Vl()
+
+
+def _qwen2_5_vl() -> Family:
+    from app.models.families.qwen2_vl import Qwen2_5Vl
+
+    return Qwen2_5Vl()
+
+
+def _qwen3_vl() -> Family:
+    from app.models.families.qwen3_vl import Qwen3Vl
+
+    return Qwen3Vl()
+
+
 FAMILIES: dict[str, Callable[[], Family]] = {
     "llava": _llava,
     "llava_next": _llava_next,
@@ -51,6 +69,9 @@ FAMILIES: dict[str, Callable[[], Family]] = {
     "internvl": _internvl,
     "idefics3": partial(_idefics3, "idefics3"),
     "smolvlm": partial(_idefics3, "smolvlm"),
+    "qwen2_vl": _qwen2_vl,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
 }
 
 
