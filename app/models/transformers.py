@@ -6,6 +6,7 @@ function, so KV and causality stay with the engine. Knows nothing of plans.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,6 +79,21 @@ class TransformersAdapter:
         )
         self.geometry = _geometry(self._parts.config, model, family)
         self.eos_token_ids = _eos_token_ids(model, processor)
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(parameter.nbytes for parameter in self._model.parameters())
+
+    def plain_twin(self) -> PreTrainedModel:
+        """A plain transformers model over the same weights, with the library's own attention.
+
+        Its `generate` works; nothing ends an answer but the number of tokens.
+        """
+        shared = {id(parameter): parameter for parameter in self._model.parameters()}
+        twin: Any = copy.deepcopy(self._model, shared)
+        twin.set_attn_implementation("sdpa")
+        twin.generation_config.eos_token_id = None
+        return twin
 
     @property
     def fixed_visual(self) -> int | None:
