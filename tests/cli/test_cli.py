@@ -19,6 +19,7 @@ from app.cli.main import cli
         ["chat"],
         ["plan"],
         ["evaluate"],
+        ["doctor"],
         ["train"],
         ["train", "demo"],
         ["serve"],
