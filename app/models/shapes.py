@@ -1,7 +1,6 @@
 """Named shapes of random weights, for benchmarks and tests: no download, and no answer ever ends.
 
-Model, tokenizer, image processor and chat template are made in code. The tokenizer reads bytes and
-knows a word for every id of the vocabulary, so that whatever is generated streams as text.
+The real models' sizes; tokenizers and templates of their families' form (`made_processors.py`).
 """
 
 from __future__ import annotations
@@ -10,49 +9,29 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForImageTextToText,
-    CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaProcessor,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
     ProcessorMixin,
     Qwen2_5_VLConfig,
-    Qwen2VLImageProcessorPil,
 )
 
 from app.errors import ModelUnsupported
+from app.models.made_processors import (
+    LLAVA_SPECIALS,
+    QWEN_SPECIALS,
+    ImageTextProcessor,
+    llava_processor,
+    qwen_processor,
+)
 
 PREFIX = "random:"
 _SEED = 0
-_LLAVA_SPECIALS = ("<pad>", "<s>", "<image>")
-_LLAVA_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}USER: {% for part in message.content %}"
-    "{% if part.type == 'image' %}<image>{% endif %}{% endfor %}\n"
-    "{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}"
-    "{% endfor %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
-)
-_QWEN_SPECIALS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-_QWEN_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
-    "{% for part in message.content %}{% if part.type == 'image' %}"
-    "<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 class Shape(Protocol):
@@ -97,37 +76,20 @@ class LlavaShape:
             num_key_value_heads=self.num_heads,
             max_position_embeddings=self.max_positions,
             rms_norm_eps=1e-5,
-            bos_token_id=_LLAVA_SPECIALS.index("<s>"),
+            bos_token_id=LLAVA_SPECIALS.index("<s>"),
             eos_token_id=None,
-            pad_token_id=_LLAVA_SPECIALS.index("<pad>"),
+            pad_token_id=LLAVA_SPECIALS.index("<pad>"),
         )
         return LlavaConfig(
             vision_config=vision.to_dict(),
             text_config=text.to_dict(),
-            image_token_id=_LLAVA_SPECIALS.index("<image>"),
+            image_token_id=LLAVA_SPECIALS.index("<image>"),
             vision_feature_layer=-2,
             image_seq_length=(self.side // self.patch) ** 2,
         )
 
     def processor(self) -> LlavaProcessor:
-        images = CLIPImageProcessorPil(
-            size={"shortest_edge": self.side}, crop_size={"height": self.side, "width": self.side}
-        )
-        tokenizer = _tokenizer(
-            self.vocab_size,
-            _LLAVA_SPECIALS,
-            pad_token="<pad>",
-            bos_token="<s>",
-            extra_special_tokens={"image_token": "<image>"},
-        )
-        return LlavaProcessor(
-            image_processor=images,
-            tokenizer=tokenizer,
-            patch_size=self.patch,
-            vision_feature_select_strategy="default",
-            num_additional_image_tokens=1,
-            chat_template=_LLAVA_TEMPLATE,
-        )
+        return llava_processor(vocab_size=self.vocab_size, side=self.side, patch=self.patch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +127,7 @@ class QwenShape:
             },
             "bos_token_id": None,
             "eos_token_id": None,
-            "pad_token_id": _QWEN_SPECIALS.index("<|endoftext|>"),
+            "pad_token_id": QWEN_SPECIALS.index("<|endoftext|>"),
         }
         vision = {
             "depth": self.vision_layers,
@@ -177,7 +139,7 @@ class QwenShape:
             "tokens_per_second": 2,
         }
         names = ("vision_start", "vision_end", "image_pad", "video_pad")
-        start, end, image, video = (_QWEN_SPECIALS.index(f"<|{name}|>") for name in names)
+        start, end, image, video = (QWEN_SPECIALS.index(f"<|{name}|>") for name in names)
         return Qwen2_5_VLConfig(
             text_config=text,
             vision_config=vision,
@@ -187,29 +149,8 @@ class QwenShape:
             video_token_id=video,
         )
 
-    def processor(self) -> _ImageTextProcessor:
-        tokenizer = _tokenizer(
-            self.vocab_size,
-            _QWEN_SPECIALS,
-            pad_token="<|endoftext|>",
-            extra_special_tokens={"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"},
-        )
-        return _ImageTextProcessor(
-            image_processor=Qwen2VLImageProcessorPil(),
-            tokenizer=tokenizer,
-            chat_template=_QWEN_TEMPLATE,
-        )
-
-
-class _ImageTextProcessor(ProcessorMixin):  # type: ignore[misc]
-    """The library's own Qwen2.5-VL processor demands a video processor, which needs torchvision."""
-
-    def __init__(
-        self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None
-    ) -> None:
-        self.image_token = tokenizer.image_token
-        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+    def processor(self) -> ImageTextProcessor:
+        return qwen_processor(vocab_size=self.vocab_size)
 
 
 SHAPES: dict[str, Shape] = {
@@ -284,15 +225,3 @@ def build(
         model = AutoModelForImageTextToText.from_config(shape.config(), dtype=dtype)
     model.generation_config.eos_token_id = None
     return model, shape.processor()
-
-
-def _tokenizer(vocab_size: int, specials: tuple[str, ...], **options: Any) -> Any:
-    """Bytes in; a generated id beyond them reads as the word ` t<id>`."""
-    known = (*specials, *sorted(pre_tokenizers.ByteLevel.alphabet()))
-    vocabulary = {token: idx for idx, token in enumerate(known)}
-    vocabulary |= {f"Ġt{idx}": idx for idx in range(len(known), vocab_size)}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(list(specials))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **options)
