@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from app.cli import bench_serve
 
 _THREADS = "CPU threads; default: the library's own."
 
@@ -16,6 +17,7 @@ _THREADS = "CPU threads; default: the library's own."
 def register(cli: typer.Typer) -> None:
     group = typer.Typer(help="Measure the engine, or a running service.", no_args_is_help=True)
     group.command()(engine)
+    bench_serve.register(group)
     cli.add_typer(group, name="bench")
 
 
