@@ -36,8 +36,7 @@ def load_adapter(
         device: `auto` (CUDA when present), `cpu` or `cuda[:n]`.
         dtype: `auto` (float32 on CPU, bfloat16 on CUDA) or a torch dtype's name.
     Raises:
-        ModelUnsupported: no such folder or shape, an unknown architecture, or the hub is not
-            allowed.
+        ModelUnsupported: no such folder, an unknown architecture, or the hub is not allowed.
     """
     disable_progress_bar()
     place = _device(device)
