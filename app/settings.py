@@ -30,7 +30,8 @@ class Settings(BaseSettings):
     model: str = Field(
         default="demo",
         min_length=1,
-        description="The word demo, a local transformers folder, or, if allowed, a hub id.",
+        description="The word demo, a local transformers folder, random:<shape> (random weights of "
+        "a named shape, for benchmarks), or, if allowed, a hub id.",
     )
     router_dir: Path = Field(
         default=ROOT / "router_weights",

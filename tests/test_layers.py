@@ -27,7 +27,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "redis": ("app.jobs",),
     "prometheus_client": ("app.metrics",),
     "transformers": ("app.models", "app.demo"),
-    "PIL": ("app.intake.images", "app.models", "app.demo"),
+    "PIL": ("app.intake.images", "app.models", "app.demo", "app.bench.pictures"),
     "httpx2": ("app.intake.fetch", "app.bench", "app.cli"),
     "httpx": (),
     "torchvision": (),

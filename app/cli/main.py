@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from app.cli import chat, evaluate, serve, train
+from app.cli import bench, chat, doctor, evaluate, serve, train
 
 cli = typer.Typer(
     name="allrounder",
@@ -17,6 +17,8 @@ serve.register(cli)
 chat.register(cli)
 train.register(cli)
 evaluate.register(cli)
+bench.register(cli)
+doctor.register(cli)
 
 
 def main() -> None:

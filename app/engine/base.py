@@ -14,7 +14,7 @@ from app.core import Capabilities, ChatRequest, ChatResult, FinishReason, Prompt
 from app.engine.tickets import Demand
 from app.errors import AllrounderError
 
-_ALL_ROWS = 1 << 62
+ALL_ROWS = 1 << 62
 
 
 class EngineState(StrEnum):
@@ -69,7 +69,7 @@ class Outcome:
 
 def whole(running: Iterable[Running]) -> list[tuple[Running, int]]:
     """Work for a step that computes every prompt at once."""
-    return [(each, _ALL_ROWS) for each in running]
+    return [(each, ALL_ROWS) for each in running]
 
 
 class DeviceOutOfMemory(Exception):

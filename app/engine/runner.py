@@ -16,12 +16,12 @@ from torch import Tensor
 
 from app.core import Capabilities, ChatRequest, ChatResult, FinishReason, Plan, TokenChunk
 from app.engine.base import (
+    ALL_ROWS,
     CacheCounts,
     DeviceOutOfMemory,
     Outcome,
     Prepared,
     Running,
-    whole,
 )
 from app.engine.encoder import Encoder
 from app.engine.memory import encoding_error, is_out_of_memory
@@ -107,10 +107,10 @@ class ModelRunner:
             logger.exception("encoding failed")
             return [encoding_error(err)]
         encoded = time.monotonic() - started
-        entries: list[Running | AllrounderError] = []
-        for prepared, visual in zip(prompts, visuals, strict=True):
-            entries.append(self._begin_one(prepared, visual, started, encoded))
-        return entries
+        return [
+            self._begin_one(prepared, visual, started, encoded)
+            for prepared, visual in zip(prompts, visuals, strict=True)
+        ]
 
     def step(self, work: Many[tuple[Running, int]]) -> list[Outcome]:
         sequences = [(cast(Sequence, entry), num_rows) for entry, num_rows in work]
@@ -266,8 +266,7 @@ class ModelRunner:
     def _finish_plan(self, sequence: Sequence) -> Outcome:
         if sequence.awaits_selection:
             started = time.monotonic()
-            ((_, all_rows),) = whole([sequence])
-            segment = self._segment(sequence, all_rows)
+            segment = self._segment(sequence, ALL_ROWS)
             self._loop.forward([segment], until=sequence.plan.last_selection_layer)
             sequence.clock.prefill = time.monotonic() - started
         return Outcome(

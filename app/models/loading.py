@@ -1,4 +1,4 @@
-"""From the `model` setting to an adapter: the embedded model, a local folder, or a hub id.
+"""From the `model` setting to an adapter: embedded, a local folder, random weights, or a hub id.
 
 No remote code and no pickles, ever; the hub only when the operator allows it.
 """
@@ -16,6 +16,8 @@ from transformers.utils.logging import disable_progress_bar
 from app.errors import ModelUnsupported
 from app.models.families import family_of
 from app.models.processors import load_processor
+from app.models.shapes import PREFIX as RANDOM
+from app.models.shapes import Shape, build, shape_named
 from app.models.transformers import TransformersAdapter
 
 EMBEDDED = "demo"
@@ -31,16 +33,21 @@ def load_adapter(
     """Load a frozen LVLM.
 
     Args:
-        model: `demo`, a folder written by `save_pretrained`, or a hub id.
+        model: `demo`, a folder written by `save_pretrained`, `random:<shape>`, or a hub id.
         device: `auto` (CUDA when present), `cpu` or `cuda[:n]`.
         dtype: `auto` (float32 on CPU, bfloat16 on CUDA) or a torch dtype's name.
     Raises:
-        ModelUnsupported: no such folder, an unknown architecture, attention that is not full
-            causal, or the hub is not allowed.
+        ModelUnsupported: no such folder or shape, an unknown architecture, attention that is not
+            full causal, or the hub is not allowed.
     """
     disable_progress_bar()
-    name, source = _locate(model, allow_hub=allow_hub)
     place = _device(device)
+    if model.startswith(RANDOM):
+        shape = model.removeprefix(RANDOM)
+        return random_adapter(
+            shape_named(shape), name=f"random-{shape}", device=place, dtype=_dtype(dtype, place)
+        )
+    name, source = _locate(model, allow_hub=allow_hub)
     local = {"local_files_only": not allow_hub, "trust_remote_code": False}
     config = AutoConfig.from_pretrained(source, **local)
     family = family_of(config.model_type)
@@ -55,6 +62,22 @@ def load_adapter(
         processor=processor,
         family=family,
         fingerprint=fingerprint(Path(source)) if Path(source).is_dir() else f"hub:{source}",
+    )
+
+
+def random_adapter(
+    shape: Shape, *, name: str, device: torch.device, dtype: torch.dtype
+) -> TransformersAdapter:
+    """Random weights of a shape; its fingerprint says what they depend on."""
+    config = shape.config()
+    family = family_of(config.model_type)
+    model, processor = build(shape, device=device, dtype=dtype)
+    return TransformersAdapter(
+        name=name,
+        model=model,
+        processor=processor,
+        family=family,
+        fingerprint=f"{name}:{device.type}:{str(dtype).removeprefix('torch.')}",
     )
 
 

@@ -6,6 +6,7 @@ function, so KV and causality stay with the engine. Knows nothing of plans.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -104,6 +105,21 @@ class TransformersAdapter:
             positions_PR = torch.tensor([CHECK_POSITIONS])
             rotation = self.rotate(torch.zeros(len(CHECK_POSITIONS), width), positions_PR)
             return fused_or_plain(self._parts.layers, plain, width=width, rotation=rotation)
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(parameter.nbytes for parameter in self._model.parameters())
+
+    def plain_twin(self) -> PreTrainedModel:
+        """A plain transformers model over the same weights, with the library's own attention.
+
+        Its `generate` works; nothing ends an answer but the number of tokens.
+        """
+        shared = {id(parameter): parameter for parameter in self._model.parameters()}
+        twin: Any = copy.deepcopy(self._model, shared)
+        twin.set_attn_implementation("sdpa")
+        twin.generation_config.eos_token_id = None
+        return twin
 
     @property
     def fixed_visual(self) -> int | None:

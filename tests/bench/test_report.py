@@ -1,0 +1,65 @@
+"""Rows as JSON, as a table and as a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from app.bench.environment import commit, environment
+from app.bench.plots import plot_rates, plot_ratios
+from app.bench.report import compared, counted, report, table_of
+
+ROWS = [
+    compared("speed", [2.0, 4.0, 6.0], [1.0, 1.0, 3.0], "x", target=1.0),
+    counted("bytes", 50, "bytes", 200),
+    counted("nothing", math.nan, "ms"),
+]
+
+
+def test_a_compared_row_has_medians_and_the_median_of_ratios() -> None:
+    speed = ROWS[0]
+    assert (speed.value, speed.baseline, speed.ratio, speed.n) == (4.0, 1.0, 2.0, 3)
+    assert speed.stderr is not None
+    assert speed.stderr > 0
+
+
+def test_json_holds_no_nan_and_a_target_only_where_there_is_one() -> None:
+    rows = json.loads(json.dumps(report({"cpu": "x"}, ROWS), allow_nan=False))["rows"]
+    assert rows[0]["target"] == 1
+    assert rows[1] == {
+        "name": "bytes",
+        "value": 50,
+        "unit": "bytes",
+        "baseline": 200,
+        "ratio": 0.25,
+        "n": 1,
+        "stderr": None,
+    }
+    assert rows[2]["value"] is None
+
+
+def test_the_table_says_what_it_ran_on_and_has_a_line_a_row() -> None:
+    text = table_of({"cpu": "Fast One", "versions": {"torch": "2"}, "gpu": None}, ROWS)
+    assert text.startswith("cpu: Fast One\nversions: torch 2\n\n| name")
+    assert "| bytes | 50 bytes | 200 | 0.25 |  | 1 |" in text
+    assert len(text.splitlines()) == 3 + 2 + len(ROWS)
+
+
+@pytest.mark.timeout(30)
+def test_plots_are_picture_files(tmp_path: Path) -> None:
+    rates = [counted(f"us/rate-{rate}/ttft-p50", 10.0 * rate, "ms") for rate in (1, 2)]
+    plot_ratios(ROWS, tmp_path / "ratios.png")
+    plot_rates(rates, tmp_path / "rates.png")
+    for path in tmp_path.iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_environment_names_machine_versions_and_the_exact_command() -> None:
+    found = environment(["allrounder", "bench", "engine", "--model", "a b"])
+    assert found["command"] == "allrounder bench engine --model 'a b'"
+    assert found["cores"] >= 1
+    assert found["versions"]["torch"].startswith("2.")
+    assert found["commit"] == commit()
