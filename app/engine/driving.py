@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.core import ChatRequest, ChatResult
-from app.engine.base import Runner, Running, whole
+from app.engine.base import Prepared, Runner, Running
+from app.engine.scheduler import Scheduler
+from app.engine.tickets import MAX_STEP_ROWS, Limits, Ticket
 from app.errors import AllrounderError
 
 
@@ -33,30 +35,38 @@ class Drive:
         return self.begin + self.prefill + self.decode
 
 
-def drive(runner: Runner, requests: Sequence[ChatRequest]) -> Drive:
-    """Answer all requests in one batch. Raises the typed error of the first that fails."""
+def drive(
+    runner: Runner, requests: Sequence[ChatRequest], *, max_step_rows: int = MAX_STEP_ROWS
+) -> Drive:
+    """Answer all requests, begun at once, in the steps that the scheduler composes.
+
+    Raises the typed error of the first request that fails.
+    """
     started = time.perf_counter()
     prepared = [runner.prepare(request) for request in requests]
+    scheduler = _scheduler(runner, prepared, max_step_rows)
     ready = time.perf_counter()
-    live = [_begun(entry) for entry in runner.begin(prepared)]
+    live = {entry.request.id: entry for entry in map(_begun, runner.begin(prepared))}
     begun = time.perf_counter()
     results: dict[str, ChatResult] = {}
-    silent, prefilled = {request.id for request in requests}, begun
+    silent, prefilled = set(live), begun
     try:
         while live:
-            outcomes = runner.step(whole(live))
+            shares = scheduler.compose()
+            outcomes = runner.step([(live[share.id], share.num_rows) for share in shares])
+            scheduler.advance(shares)
             if silent:
                 prefilled = time.perf_counter()
             for outcome in outcomes:
                 if outcome.error is not None:
                     raise outcome.error
-                if outcome.chunk is not None:
-                    silent.discard(outcome.request_id)
+                silent.discard(outcome.request_id)
                 if outcome.result is not None:
                     results[outcome.request_id] = outcome.result
-            live = [running for running in live if running.request.id not in results]
+                    scheduler.release(outcome.request_id)
+                    del live[outcome.request_id]
     finally:
-        for running in live:
+        for running in live.values():
             runner.release(running)
     return Drive(
         results=tuple(results[request.id] for request in requests),
@@ -65,6 +75,37 @@ def drive(runner: Runner, requests: Sequence[ChatRequest]) -> Drive:
         prefill=prefilled - begun,
         decode=time.perf_counter() - prefilled,
     )
+
+
+def _scheduler(runner: Runner, prepared: Sequence[Prepared], max_step_rows: int) -> Scheduler:
+    """With room for all of the requests, every one of them admitted."""
+    demands = [runner.demand(each) for each in prepared]
+    kv_bytes = sum(
+        demand.kv_bytes(each.request.sampling.max_tokens)
+        for demand, each in zip(demands, prepared, strict=True)
+    )
+    limits = Limits(
+        max_running=len(prepared),
+        max_queue=len(prepared),
+        kv_bytes=kv_bytes,
+        max_step_rows=max_step_rows,
+        max_encoded=sum(demand.num_encoded for demand in demands),
+    )
+    scheduler = Scheduler(limits)
+    for demand, each in zip(demands, prepared, strict=True):
+        request = each.request
+        scheduler.submit(
+            Ticket(
+                id=request.id,
+                priority=request.priority,
+                demand=demand,
+                max_tokens=request.sampling.max_tokens,
+            ),
+            request.arrival,
+        )
+    admitted = scheduler.admit()
+    assert len(admitted) == len(prepared), "the limits were made for all of them"
+    return scheduler
 
 
 def _begun(entry: Running | AllrounderError) -> Running:

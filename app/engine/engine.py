@@ -18,7 +18,7 @@ from app.engine.driver import Driver
 from app.engine.job import Job
 from app.engine.scheduler import Scheduler
 from app.engine.stream import QueuedStream
-from app.engine.tickets import Limits, Ticket
+from app.engine.tickets import MAX_STEP_ROWS, Limits, Ticket
 from app.engine.warmup import warm_up
 from app.errors import AllrounderError, Draining, EngineDead, Loading
 
@@ -53,7 +53,7 @@ class Engine:
         max_running: int,
         max_queue: int,
         observer: Observer,
-        max_step_rows: int = 2048,
+        max_step_rows: int = MAX_STEP_ROWS,
     ) -> None:
         self._make_runner = make_runner
         self._max_running = max_running

@@ -166,11 +166,11 @@ class _Block:
     def attend(
         self, layer_idx: int, query_RHE: Tensor, key_RKE: Tensor, value_RKE: Tensor, scaling: float
     ) -> Tensor:
-        query_BHSE = query_RHE.unflatten(0, self._shape).transpose(1, 2)
+        query_BHSE = query_RHE.view(*self._shape, *query_RHE.shape[1:]).transpose(1, 2)
         keys_BKCE, values_BKCE = self._store.append(
             layer_idx,
-            key_RKE.unflatten(0, self._shape).transpose(1, 2),
-            value_RKE.unflatten(0, self._shape).transpose(1, 2),
+            key_RKE.view(*self._shape, *key_RKE.shape[1:]).transpose(1, 2),
+            value_RKE.view(*self._shape, *value_RKE.shape[1:]).transpose(1, 2),
         )
         output_BHSE = attend(query_BHSE, keys_BKCE, values_BKCE, scaling)
         if self._probes:

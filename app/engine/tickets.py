@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from app.core import Priority
 
 KV_LOOKAHEAD_TOKENS = 32
+MAX_STEP_ROWS = 2048
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +59,7 @@ class Limits:
     max_running: int
     max_queue: int
     kv_bytes: int
-    max_step_rows: int = 2048
+    max_step_rows: int = MAX_STEP_ROWS
     max_encoded: int = 8192
 
 

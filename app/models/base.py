@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor
@@ -24,6 +25,13 @@ class Rotation:
 
     cos: Tensor
     sin: Tensor
+
+    @cached_property
+    def factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Cosines, and sines of the lower and upper half of a head, each R x 1 x (E or E/2)."""
+        half = self.sin.shape[-1] // 2
+        sin = self.sin[0, :, None]
+        return self.cos[0, :, None], sin[..., :half], sin[..., half:]
 
     def rows(self, index: Tensor) -> Rotation:
         return Rotation(cos=self.cos[:, index], sin=self.sin[:, index])

@@ -14,14 +14,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import silu
 
 from app.models.base import Attend, Rotation
 
 CHECK_POSITIONS = (0, 7, 29)
 _TOLERANCE = 1e-4
-_FEW_ROWS = range(3, 129)
-_MLP_ROWS = 1024
+_MANY_ROWS = 512
 
 
 class RunLayer(Protocol):
@@ -40,40 +39,42 @@ class FusedLayer:
             attention.k_proj, self._head_dim
         )
         self._num_queries = _num_heads(attention.q_proj, self._head_dim)
-        self._qkv = _Projection([attention.q_proj, attention.k_proj, attention.v_proj])
-        self._output = _Projection([attention.o_proj])
-        self._gate_up = _Projection([mlp.gate_proj, mlp.up_proj])
-        self._down = _Projection([mlp.down_proj])
+        self._qkv = Projection([attention.q_proj, attention.k_proj, attention.v_proj])
+        self._output = Projection([attention.o_proj])
+        self._gate_up = Projection([mlp.gate_proj, mlp.up_proj])
+        self._down = Projection([mlp.down_proj])
         self._before = _RmsNorm(layer.input_layernorm)
         self._between = _RmsNorm(layer.post_attention_layernorm)
         self._head_norms = _head_norms(attention)
 
     def __call__(self, hidden_RD: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
-        num_rows = len(hidden_RD)
-        heads_RHE = self._qkv(self._before(hidden_RD)).view(num_rows, -1, self._head_dim)
-        value_RKE = heads_RHE[:, self._num_rotated :]
-        query_RHE, key_RKE = self._rotated(heads_RHE, rotation)
-        attended = attend(self._layer_idx, query_RHE, key_RKE, value_RKE, self._scaling)
+        query, key, value = self._heads(self._before(hidden_RD), rotation)
+        attended = attend(self._layer_idx, query, key, value, self._scaling)
         hidden_RD = self._output(attended).add_(hidden_RD)
-        for rows_RD in hidden_RD.split(_MLP_ROWS):
-            gate, up = self._gate_up(self._between(rows_RD)).chunk(2, dim=-1)
-            rows_RD.add_(self._down(silu(gate).mul_(up)))
-        return hidden_RD
+        gate_RM, up_RM = self._gate_up.apart(self._between(hidden_RD))
+        return hidden_RD.add_(self._down(silu(gate_RM).mul_(up_RM)))
 
-    def _rotated(self, heads_RHE: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
-        plain = heads_RHE[:, : self._num_rotated]
-        if self._head_norms is not None:
-            query_norm, key_norm = self._head_norms
-            query, key = plain.split([self._num_queries, self._num_rotated - self._num_queries], 1)
-            plain = torch.cat([query_norm(query), key_norm(key)], dim=1)
-        cos, sin = rotation.cos[0, :, None], rotation.sin[0, :, None]
-        low, high = plain.chunk(2, dim=-1)
-        sin_low, sin_high = sin.chunk(2, dim=-1)
+    def _heads(self, rows_RD: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries R x H x E, keys and values R x K x E, rotated; for few rows in few kernels."""
+        if len(rows_RD) >= _MANY_ROWS or self._head_norms is not None:
+            query, key, value = (
+                part.unflatten(1, (-1, self._head_dim)) for part in self._qkv.apart(rows_RD)
+            )
+            if self._head_norms is not None:
+                query, key = self._head_norms[0](query), self._head_norms[1](key)
+            return self._rotated(query, rotation), self._rotated(key, rotation), value
+        heads = self._qkv(rows_RD).view(len(rows_RD), -1, self._head_dim)
+        rotated = self._rotated(heads[:, : self._num_rotated], rotation)
+        num_queries = self._num_queries
+        return rotated[:, :num_queries], rotated[:, num_queries:], heads[:, self._num_rotated :]
+
+    def _rotated(self, plain: Tensor, rotation: Rotation) -> Tensor:
+        cos, sin_low, sin_high = rotation.factors
+        half = self._head_dim // 2
         turned = plain * cos
-        turned_low, turned_high = turned.chunk(2, dim=-1)
-        turned_low.addcmul_(high, sin_low, value=-1)
-        turned_high.addcmul_(low, sin_high)
-        return turned[:, : self._num_queries], turned[:, self._num_queries :]
+        turned[..., :half].addcmul_(plain[..., half:], sin_low, value=-1)
+        turned[..., half:].addcmul_(plain[..., :half], sin_high)
+        return turned
 
 
 def fused_or_plain(
@@ -100,28 +101,37 @@ def fused_or_plain(
     return chosen
 
 
-class _Projection:
-    """Linear maps of the same rows as one matrix, of which the originals become views."""
+class Projection:
+    """Linear maps of the same rows as one matrix, of which the originals become views.
+
+    It lies transposed, inputs by outputs: MKL then reads it about a quarter faster for one row, and
+    multiplies 10 to 50 rows, a decoding batch, more than twice as fast; for more it is the same.
+    """
 
     def __init__(self, parts: Sequence[Any]) -> None:
         assert all(type(part) is nn.Linear for part in parts), "only plain linear maps fuse"
         assert len({part.bias is None for part in parts}) == 1, "all or none with a bias"
-        self._weight = parts[0].weight
-        self._bias: Tensor | None = parts[0].bias
-        if len(parts) > 1:
-            self._weight = torch.cat([part.weight.detach() for part in parts])
-            sizes = [len(part.weight) for part in parts]
-            for part, view in zip(parts, self._weight.split(sizes), strict=True):
-                part.weight.data = view
-            if self._bias is not None:
-                self._bias = torch.cat([part.bias.detach() for part in parts])
+        weights = [part.weight.detach() for part in parts]
+        self._weight_DM = torch.cat([weight.t() for weight in weights], dim=1)
+        self._sizes = [len(weight) for weight in weights]
+        self._views = self._weight_DM.split(self._sizes, dim=1)
+        for part, view_DM in zip(parts, self._views, strict=True):
+            part.weight.data = view_DM.t()
+        self._bias_M: Tensor | None = None
+        if parts[0].bias is not None:
+            self._bias_M = torch.cat([part.bias.detach() for part in parts])
 
     def __call__(self, rows_RD: Tensor) -> Tensor:
-        # With a handful of rows MKL is about twice as fast when the weight stands on the left.
-        if len(rows_RD) not in _FEW_ROWS:
-            return linear(rows_RD, self._weight, self._bias)
-        product: Tensor = (self._weight @ rows_RD.t()).t()
-        return product.contiguous() if self._bias is None else product + self._bias
+        if self._bias_M is None:
+            return rows_RD @ self._weight_DM
+        return torch.addmm(self._bias_M, rows_RD, self._weight_DM)
+
+    def apart(self, rows_RD: Tensor) -> Sequence[Tensor]:
+        """The product of each part: in one go for few rows, where reading the weights counts."""
+        if len(rows_RD) < _MANY_ROWS or self._bias_M is not None:
+            parts: Sequence[Tensor] = self(rows_RD).split(self._sizes, dim=1)
+            return parts
+        return [rows_RD @ view_DM for view_DM in self._views]
 
 
 class _RmsNorm:

@@ -7,19 +7,19 @@ function, so KV and causality stay with the engine. Knows nothing of plans.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from tokenizers.decoders import DecodeStream
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from app.core import ImageInput, ImageLayout, ModelGeometry, Prompt
 from app.models.base import Attend, Rotation, TextStream
 from app.models.families.base import Family, PromptPositions, VisualTokens
-from app.models.fused import CHECK_POSITIONS, RunLayer, fused_or_plain
+from app.models.fused import CHECK_POSITIONS, Projection, RunLayer, fused_or_plain
 from app.models.prompt import PromptBuilder
 
 ATTENTION_NAME = "allrounder"
@@ -94,11 +94,22 @@ class TransformersAdapter:
         )
         self.geometry = _geometry(self._parts.config, model, family)
         self._layers = self._run_layers()
+        self._head = self._output_head()
         self.eos_token_ids = _eos_token_ids(model, processor)
+
+    @property
+    def _suits_fusing(self) -> bool:
+        return self._model.device.type == "cpu" and self._model.dtype is torch.float32
+
+    def _output_head(self) -> Callable[[Tensor], Tensor]:
+        """Fused, unless its weights are the word embeddings, which lie as a table."""
+        head, table = self._parts.head, self._parts.embed
+        tied = getattr(head, "weight", None) is getattr(table, "weight", None)
+        return Projection([head]) if self._suits_fusing and not tied else head
 
     def _run_layers(self) -> list[RunLayer]:
         plain: list[RunLayer] = [partial(_run_plain, layer) for layer in self._parts.layers]
-        if self._model.device.type != "cpu" or self._model.dtype is not torch.float32:
+        if not self._suits_fusing:
             return plain
         width = self.geometry.width
         with torch.inference_mode():
@@ -111,11 +122,17 @@ class TransformersAdapter:
         return sum(parameter.nbytes for parameter in self._model.parameters())
 
     def plain_twin(self) -> PreTrainedModel:
-        """A plain transformers model over the same weights, with the library's own attention.
+        """A plain transformers model of the same weights, with the library's own attention.
 
-        Its `generate` works; nothing ends an answer but the number of tokens.
+        Parameters are shared where they lie as the library would have them. Its `generate` works;
+        nothing ends an answer but the number of tokens.
         """
-        shared = {id(parameter): parameter for parameter in self._model.parameters()}
+        shared = {
+            id(parameter): parameter
+            if parameter.is_contiguous()
+            else nn.Parameter(parameter.contiguous(), requires_grad=False)
+            for parameter in self._model.parameters()
+        }
         twin: Any = copy.deepcopy(self._model, shared)
         twin.set_attn_implementation("sdpa")
         twin.generation_config.eos_token_id = None
@@ -158,7 +175,7 @@ class TransformersAdapter:
         return self._layers[layer_idx](hidden_RD, rotation, attend)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
-        logits: Tensor = self._parts.head(self._parts.norm(hidden_RD))
+        logits: Tensor = self._head(self._parts.norm(hidden_RD))
         return logits.float()
 
     def text_stream(self) -> TextStream:

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
-_WORTH_MATMUL = 1 << 18
+_MUCH = 1 << 19
 
 
 def attend(query_BHSE: Tensor, keys_BKCE: Tensor, values_BKCE: Tensor, scaling: float) -> Tensor:
     """The last S of C causal positions: B x H x S x E. One query row needs no mask."""
     num_queries, num_keys = query_BHSE.shape[2], keys_BKCE.shape[2]
-    if num_queries == 1 and _reads_much(keys_BKCE):
+    if num_queries == 1 and _suits_matmul(query_BHSE, keys_BKCE):
         return _attend_one_row(query_BHSE, keys_BKCE, values_BKCE, scaling)
     whole = num_queries == num_keys and num_queries > 1
     mask = causal_lower_right(num_queries, num_keys) if 1 < num_queries < num_keys else None
@@ -47,9 +47,11 @@ def attention_rows(query_HSE: Tensor, keys_KCE: Tensor, row_idx: Tensor, scaling
     return scores.masked_fill(future[None], float("-inf")).softmax(-1)
 
 
-def _reads_much(keys_BKCE: Tensor) -> bool:
-    """On CPU, torch's flash kernel reads keys slower than a batched product from some size on."""
-    return keys_BKCE.device.type == "cpu" and keys_BKCE.numel() >= _WORTH_MATMUL
+def _suits_matmul(query_BHSE: Tensor, keys_BKCE: Tensor) -> bool:
+    """On CPU torch's flash kernel reads shared or very many keys slower than a batched product."""
+    if keys_BKCE.device.type != "cpu":
+        return False
+    return query_BHSE.shape[1] != keys_BKCE.shape[1] or keys_BKCE.numel() >= _MUCH
 
 
 def _attend_one_row(
