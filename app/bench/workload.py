@@ -31,6 +31,16 @@ STRATEGY = "random"
 DENSE = FlopsShare(share=1.0)
 _VISUAL, _TEXT, _LAYERS = 576, 64, 32
 _LEAST_TEXT = 24
+_PUBLISHED = (
+    (272, 30),
+    (224, 28),
+    (144, 28),
+    (176, 24),
+    (128, 24),
+    (192, 32),
+    (128, 32),
+    (64, 32),
+)
 _FILLER = "Say which of the things in the picture stands nearest to the one that looks at it. "
 
 
@@ -86,12 +96,8 @@ def scaled(tokens: int, layers: int, *, num_visual: int, num_layers: int) -> Cou
 
 
 def mixed_counts(*, num_visual: int, num_layers: int) -> list[Counts]:
-    """Eight plans that differ in tokens and layers."""
-    layers = (28, 20, 26, 18, 24, 28, 22, 26)
-    return [
-        scaled(32 + 8 * idx, count, num_visual=num_visual, num_layers=num_layers)
-        for idx, count in enumerate(layers)
-    ]
+    """Eight plans: the operating points that PAR (Table 1) and AutoPrune (Table 1) publish."""
+    return [scaled(*point, num_visual=num_visual, num_layers=num_layers) for point in _PUBLISHED]
 
 
 def counts_within(geometry: ModelGeometry, shape: PromptShape, share: float) -> Counts | None:

@@ -25,7 +25,8 @@ class _LayerKv:
     num_rows: int
 
     def in_use(self) -> tuple[Tensor, Tensor]:
-        return self.keys_BKRE[:, :, : self.num_rows], self.values_BKRE[:, :, : self.num_rows]
+        num_rows = self.num_rows
+        return self.keys_BKRE.narrow(2, 0, num_rows), self.values_BKRE.narrow(2, 0, num_rows)
 
 
 class KvStore:
@@ -50,6 +51,20 @@ class KvStore:
         layer.keys_BKRE[:, :, start:end] = keys_BKSE
         layer.values_BKRE[:, :, start:end] = values_BKSE
         layer.num_rows = end
+        return layer.in_use()
+
+    def append_row(
+        self, layer_idx: int, keys_KE: Tensor, values_KE: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`append` of one row to a store of one request that has this layer, in few kernels."""
+        layer = self._layers[layer_idx]
+        row = layer.num_rows
+        if row >= layer.keys_BKRE.shape[2]:
+            layer.keys_BKRE = _grown(layer.keys_BKRE, row, row + 1)
+            layer.values_BKRE = _grown(layer.values_BKRE, row, row + 1)
+        layer.keys_BKRE[0, :, row] = keys_KE
+        layer.values_BKRE[0, :, row] = values_KE
+        layer.num_rows = row + 1
         return layer.in_use()
 
     @property

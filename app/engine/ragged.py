@@ -135,6 +135,7 @@ class _Party:
             self._blocks.append(_Block(start, lengths[0], segments[:size]))
             start += size * lengths[0]
             segments, lengths = segments[size:], lengths[size:]
+        self._only_single_rows = all(block.is_single_row for block in self._blocks)
 
     def __call__(
         self, layer_idx: int, query_RHE: Tensor, key_RKE: Tensor, value_RKE: Tensor, scaling: float
@@ -143,6 +144,8 @@ class _Party:
         if len(self._blocks) == 1:
             block = self._blocks[0]
             return block.attend(layer_idx, query_RHE, key_RKE, value_RKE, scaling)
+        if self._only_single_rows:
+            return self._attend_rows(layer_idx, query_RHE, key_RKE, value_RKE, scaling)
         output = query_RHE.new_empty(len(query_RHE), query_RHE[0].numel())
         for block in self._blocks:
             rows = slice(block.start, block.stop)
@@ -150,6 +153,17 @@ class _Party:
                 layer_idx, query_RHE[rows], key_RKE[rows], value_RKE[rows], scaling
             )
         return output
+
+    def _attend_rows(
+        self, layer_idx: int, query_RHE: Tensor, key_RKE: Tensor, value_RKE: Tensor, scaling: float
+    ) -> Tensor:
+        """A decoding batch of different plans: hardly anything per request but its attention."""
+        query_RH1E = query_RHE.unsqueeze(2)
+        outputs = []
+        for row, block in enumerate(self._blocks):
+            keys, values = block.store.append_row(layer_idx, key_RKE[row], value_RKE[row])
+            outputs.append(attend(query_RH1E[row : row + 1], keys, values, scaling))
+        return torch.cat(outputs).view(len(query_RHE), -1)
 
 
 class _Block:
@@ -159,7 +173,8 @@ class _Block:
         self.start = start
         self.stop = start + length * len(segments)
         self._segments = segments
-        self._store: KvStore = segments[0].kv.store
+        self.store: KvStore = segments[0].kv.store
+        self.is_single_row = self.stop - start == 1 and not segments[0].kv.is_empty
         self._shape = (len(segments), length)
         self._probes = any(segment.probes for segment in segments)
 
@@ -167,7 +182,7 @@ class _Block:
         self, layer_idx: int, query_RHE: Tensor, key_RKE: Tensor, value_RKE: Tensor, scaling: float
     ) -> Tensor:
         query_BHSE = query_RHE.view(*self._shape, *query_RHE.shape[1:]).transpose(1, 2)
-        keys_BKCE, values_BKCE = self._store.append(
+        keys_BKCE, values_BKCE = self.store.append(
             layer_idx,
             key_RKE.view(*self._shape, *key_RKE.shape[1:]).transpose(1, 2),
             value_RKE.view(*self._shape, *value_RKE.shape[1:]).transpose(1, 2),

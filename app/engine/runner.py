@@ -196,7 +196,7 @@ class ModelRunner:
         before = [sequence.kv.row_counts() for sequence, _ in work]
         try:
             segments = [self._segment(sequence, num_rows) for sequence, num_rows in work]
-            tails = [int(_completes(sequence, num_rows)) for sequence, num_rows in work]
+            tails = [int(sequence.completes(num_rows)) for sequence, num_rows in work]
             return self._adapter.logits(self._loop.forward(segments, tails=tails))
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as err:
             if not is_out_of_memory(err):
@@ -223,7 +223,7 @@ class ModelRunner:
     ) -> list[Outcome]:
         outcomes, next_logits = [], iter(logits_BN)
         for sequence, num_rows in work:
-            completes = _completes(sequence, num_rows)
+            completes = sequence.completes(num_rows)
             if sequence.prefilled:
                 sequence.clock.decode += took
             else:
@@ -289,14 +289,6 @@ class ModelRunner:
             strategies=self._planner.strategies(),
             smallest_budget=self._planner.smallest_budget(),
         )
-
-
-def _completes(sequence: Sequence, num_rows: int) -> bool:
-    """Whether a step with so many of its rows gives the sequence its next token."""
-    if sequence.prefilled:
-        return True
-    assert sequence.rows is not None, "a prompt that is not complete has rows"
-    return sequence.num_computed + num_rows >= len(sequence.rows)
 
 
 def _as_chosen(segment: Segment) -> Plan:

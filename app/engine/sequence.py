@@ -140,6 +140,13 @@ class Sequence:
             positions_PS=torch.full((len(self.positions.rows_PT), 1), position),
         )
 
+    def completes(self, num_rows: int) -> bool:
+        """Whether a step with so many of its rows gives the next token."""
+        if self.prefilled:
+            return True
+        assert self.rows is not None, "a prompt that is not complete has rows"
+        return self.num_computed + num_rows >= len(self.rows)
+
     def computed(self, num_rows: int) -> None:
         """So many rows of the prompt have been through the decoder."""
         if self.rows is None:

@@ -93,6 +93,9 @@ class TransformersAdapter:
             image_token_id=model.config.image_token_id,
         )
         self.geometry = _geometry(self._parts.config, model, family)
+        self._plain_layers: list[RunLayer] = [
+            partial(_run_plain, layer) for layer in self._parts.layers
+        ]
         self._layers = self._run_layers()
         self._head = self._output_head()
         self.eos_token_ids = _eos_token_ids(model, processor)
@@ -108,7 +111,7 @@ class TransformersAdapter:
         return Projection([head]) if self._suits_fusing and not tied else head
 
     def _run_layers(self) -> list[RunLayer]:
-        plain: list[RunLayer] = [partial(_run_plain, layer) for layer in self._parts.layers]
+        plain = self._plain_layers
         if not self._suits_fusing:
             return plain
         width = self.geometry.width

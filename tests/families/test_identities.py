@@ -114,6 +114,19 @@ def test_a_batch_of_mixed_plans_equals_its_singles(case: FamilyCase, runner: Mod
         assert together[request.id].cost == alone.cost
 
 
+@pytest.mark.parametrize("form", [FlopsShare(share=1.0), Counts(tokens=7, layers=5)], ids=str)
+def test_a_prompt_in_parts_equals_the_whole(
+    case: FamilyCase, runner: ModelRunner, form: Budget
+) -> None:
+    request = _request(case, 3, num_images=min(2, case.max_images), form=form, strategy="random")
+    whole_answer = answers(runner, [request])[request.id].answer
+    (sequence,) = begin(runner, [request])
+    outcomes = runner.step([(sequence, 11)])
+    while not outcomes or outcomes[0].result is None:
+        outcomes = runner.step([(sequence, 11)])
+    assert outcomes[0].result.answer == whole_answer
+
+
 @pytest.mark.parametrize("share", [0.75, 0.9])
 @pytest.mark.parametrize("strategy", ["random", "fastv"])
 def test_a_plan_spends_its_budget_and_never_more(

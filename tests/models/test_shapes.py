@@ -77,15 +77,17 @@ def test_an_unknown_shape_is_refused_naming_the_known_ones() -> None:
         load_adapter("random:llava-99b")
 
 
-def test_the_plain_twin_shares_the_weights_and_still_generates(
+def test_the_plain_twin_has_the_weights_as_the_library_lays_them_and_still_generates(
     tiny: TransformersAdapter,
 ) -> None:
     twin = tiny.plain_twin()
     ids = torch.tensor([[1, 30, 40, 50, 60]])
     generated = twin.generate(input_ids=ids, max_new_tokens=6, do_sample=False)
     assert generated.shape == (1, 11)
-    ours = {parameter.data_ptr() for parameter in tiny._model.parameters()}
-    assert {parameter.data_ptr() for parameter in twin.parameters()} == ours
+    for ours, theirs in zip(tiny._model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+        assert theirs.is_contiguous()
+        assert (ours.data_ptr() == theirs.data_ptr()) == ours.is_contiguous()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,206 @@
+"""However a request's rows are spread over steps, its answer is the same; memory is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from app.budget import Counts
+from app.core import ChatRequest, SamplingParams
+from app.cost import kv_bytes_per_row
+from app.engine.base import DeviceOutOfMemory, whole
+from app.engine.driving import drive
+from app.engine.runner import ModelRunner
+from app.engine.sequence import Sequence
+from app.errors import AllrounderError, EngineOutOfMemory
+from app.models.transformers import TransformersAdapter
+from tests.engine.driving import answers, begin
+from tests.tiny import chat_request
+
+NUM_TOKENS = 6
+
+
+def _requests() -> list[ChatRequest]:
+    """Dense, pruned before the first layer, and pruned on the way."""
+    sampling = SamplingParams(max_tokens=NUM_TOKENS)
+    return [
+        chat_request(1, id="dense", sampling=sampling),
+        chat_request(
+            2,
+            id="random",
+            strategy="random",
+            form=Counts(tokens=20, layers=4),
+            sampling=sampling,
+        ),
+        chat_request(3, id="fastv", strategy="fastv", form=Counts(tokens=9), sampling=sampling),
+    ]
+
+
+def _run(runner: ModelRunner, sequence: Sequence, num_rows: int) -> list[int]:
+    while all(outcome.result is None for outcome in runner.step([(sequence, num_rows)])):
+        pass
+    return sequence.token_ids
+
+
+@pytest.fixture
+def expected(runner: ModelRunner) -> dict[str, list[int]]:
+    return {
+        sequence.request.id: _run(runner, sequence, 1 << 20)
+        for sequence in begin(runner, _requests())
+    }
+
+
+@pytest.mark.parametrize("num_rows", [1, 7, 30])
+@pytest.mark.parametrize("request_id", ["dense", "random"])
+def test_a_prompt_in_parts_gives_the_same_answer(
+    runner: ModelRunner, expected: dict[str, list[int]], request_id: str, num_rows: int
+) -> None:
+    (request,) = (each for each in _requests() if each.id == request_id)
+    (sequence,) = begin(runner, [request])
+    assert runner.step([(sequence, num_rows)]) == []
+    assert sequence.kv.row_counts() == dict.fromkeys(sequence.kv.layers, num_rows)
+    assert _run(runner, sequence, num_rows) == expected[request_id]
+
+
+def test_parts_of_one_prompt_share_steps_with_the_tokens_of_others(
+    runner: ModelRunner, expected: dict[str, list[int]]
+) -> None:
+    ran = drive(runner, _requests(), max_step_rows=70)
+    assert [result.request_id for result in ran.results] == list(expected)
+    alone = answers(runner, _requests())
+    for result in ran.results:
+        assert result.answer == alone[result.request_id].answer
+        assert result.cost == alone[result.request_id].cost
+
+
+@pytest.mark.parametrize("num_generated", range(NUM_TOKENS))
+def test_a_preempted_request_goes_on_where_it_was(
+    runner: ModelRunner, expected: dict[str, list[int]], num_generated: int
+) -> None:
+    for sequence in begin(runner, _requests()):
+        for _ in range(num_generated):
+            runner.step(whole([sequence]))
+        runner.preempt(sequence)
+        assert sequence.kv.bytes_held == 0
+        assert runner.kv_bytes_held() == 0
+        assert _run(runner, sequence, 1 << 20) == expected[sequence.request.id]
+
+
+def test_a_request_preempted_amid_its_prompt_begins_it_anew(
+    runner: ModelRunner, expected: dict[str, list[int]]
+) -> None:
+    (sequence,) = begin(runner, _requests()[:1])
+    runner.step([(sequence, 10)])
+    runner.preempt(sequence)
+    assert _run(runner, sequence, 30) == expected["dense"]
+
+
+def _failing(adapter: TransformersAdapter, error: Exception, *, at_call: int) -> Callable[..., Any]:
+    original, calls = adapter.layer, 0
+
+    def layer(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == at_call:
+            raise error
+        return original(*args)
+
+    return layer
+
+
+@pytest.mark.parametrize("num_before", [0, 2])
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("no"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+)
+def test_a_step_without_memory_is_undone_and_can_be_repeated(
+    runner: ModelRunner,
+    adapter: TransformersAdapter,
+    expected: dict[str, list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    num_before: int,
+) -> None:
+    sequences = begin(runner, _requests())
+    for _ in range(num_before):
+        runner.step(whole(sequences))
+    before = [sequence.kv.row_counts() for sequence in sequences]
+    monkeypatch.setattr(adapter, "layer", _failing(adapter, error, at_call=4))
+    with pytest.raises(DeviceOutOfMemory):
+        runner.step(whole(sequences))
+    assert [sequence.kv.row_counts() for sequence in sequences] == before
+    for sequence in sequences:
+        assert _run(runner, sequence, 1 << 20) == expected[sequence.request.id]
+
+
+def test_another_error_of_a_step_is_not_taken_for_a_lack_of_memory(
+    runner: ModelRunner, adapter: TransformersAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "layer", _failing(adapter, RuntimeError("shape"), at_call=1))
+    with pytest.raises(RuntimeError, match="shape"):
+        runner.step(whole(begin(runner, _requests())))
+
+
+def test_images_that_do_not_fit_the_device_even_alone_are_refused_as_such(
+    runner: ModelRunner, adapter: TransformersAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(_: object) -> None:
+        raise torch.OutOfMemoryError("no")
+
+    monkeypatch.setattr(adapter, "encode", no_memory)
+    for entry in runner.begin([runner.prepare(request) for request in _requests()]):
+        assert isinstance(entry, EngineOutOfMemory)
+
+
+def _alike(num: int) -> list[ChatRequest]:
+    form = Counts(tokens=20)
+    return [chat_request(seed, strategy="random", form=form, id=f"r{seed}") for seed in range(num)]
+
+
+def test_requests_with_plans_of_one_shape_share_buffers_and_leave_with_their_memory(
+    runner: ModelRunner, adapter: TransformersAdapter
+) -> None:
+    alone = {key: result.answer for key, result in answers(runner, _alike(3)).items()}
+    sequences = begin(runner, _alike(3))
+    runner.step(whole(sequences))
+    assert len({id(sequence.kv.store) for sequence in sequences}) == 1
+    rows = adapter.geometry.num_layers * runner.demand(sequences[0].prepared).num_rows
+    assert sequences[0].kv.bytes_used == rows * kv_bytes_per_row(adapter.geometry)
+    held = runner.kv_bytes_held()
+    runner.release(sequences[1])
+    assert runner.kv_bytes_held() == held * 2 // 3
+    left = [sequences[0], sequences[2]]
+    while any(sequence.kv.bytes_held for sequence in left):
+        for outcome in runner.step(whole(s for s in left if s.kv.bytes_held)):
+            if outcome.result is not None:
+                assert outcome.result.answer == alone[outcome.request_id]
+    assert runner.kv_bytes_held() == 0
+
+
+def test_sharing_ends_when_requests_no_longer_grow_in_step(runner: ModelRunner) -> None:
+    alone = {key: result.answer for key, result in answers(runner, _alike(3)).items()}
+    sequences = begin(runner, _alike(3))
+    runner.step(whole(sequences))
+    runner.step(whole(sequences[:1]))
+    assert len({id(sequence.kv.store) for sequence in sequences}) == 3
+    found: dict[str, str] = {}
+    while len(found) < 3:
+        for outcome in runner.step(whole(s for s in sequences if s.request.id not in found)):
+            if outcome.result is not None:
+                found[outcome.request_id] = outcome.result.answer
+    assert found == alone
+
+
+def test_driving_gives_back_everything_when_a_request_fails(
+    runner: ModelRunner, adapter: TransformersAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(adapter, "encode", broken)
+    with pytest.raises(AllrounderError):
+        drive(runner, _requests())
+    assert runner.kv_bytes_held() == 0
