@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from app.bench import engine_rows as rows_of
+from app.bench.goals import with_goals
 from app.bench.measure import interleaved
 from app.bench.report import Row
 from app.bench.router_cost import RouterCost
-from app.bench.sides import LibrarySide, OurSide, Sample, encode_all, encode_seconds
+from app.bench.sides import LibrarySide, OurSide, Sample, encode_all, encode_seconds, middle_of
 from app.bench.workload import (
     DENSE,
     NEW_TOKENS,
@@ -32,6 +34,7 @@ from app.models.loading import load_adapter
 BATCHES = (1, 8)
 PLANS = ((144, 28), (64, 24))
 SHARES = (0.5, 0.35, 0.25, 0.2)
+REPEATS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +93,10 @@ class EngineBench:
                 "prompts; requests of an equal-plan batch ask the same of the same picture, so "
                 "that the strategy random gives them one plan"
             ),
-            "rounds": self._options.rounds,
+            "rounds": (
+                f"{self._options.rounds}, all settings in turns; of a single request each sample "
+                f"is the median of {REPEATS} runs"
+            ),
         }
 
     def run(self, *, tick: Callable[[], object] = lambda: None) -> list[Row]:
@@ -107,7 +113,8 @@ class EngineBench:
         found += rows_of.mixed_rows(samples, len(self._mixed))
         for plan, counts in self._plans.items():
             found += rows_of.memory_rows(samples, self._ours.runner, self._workload, plan, counts)
-        return found + self._router.rows(samples["router"], samples["layer"])
+        found += self._router.rows(samples["router"], samples["layer"])
+        return with_goals(found, self._adapter.name)
 
     def _settings(self) -> dict[str, Callable[[], Sample]]:
         settings: dict[str, Callable[[], Sample]] = {"encode": self._encode}
@@ -118,6 +125,8 @@ class EngineBench:
                 settings[f"{plan}/{batch}"] = self._by_us([counts] * batch)
         for share, counts in self._within.items():
             settings[f"prefill/{share:g}"] = self._by_us([counts], max_tokens=1)
+        for name in [name for name in settings if not name.endswith("/8")]:
+            settings[name] = partial(middle_of, REPEATS, settings[name])
         settings["mixed"] = self._by_us(self._mixed, picture_of=range(len(self._mixed)))
         for idx, counts in enumerate(self._mixed):
             same = [idx] * NUM_PICTURES

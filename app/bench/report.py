@@ -12,13 +12,27 @@ from app.bench.measure import Estimate, estimate, ratios
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Goal:
+    """The ratio that is aimed at: at least, or at most."""
+
+    ratio: float
+    at_most: bool = False
+
+    def is_met(self, ratio: float) -> bool:
+        return ratio <= self.ratio if self.at_most else ratio >= self.ratio
+
+    def __str__(self) -> str:
+        return f"{'<=' if self.at_most else '>='} {self.ratio:g}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """One figure.
 
     Attributes:
         baseline: what it is compared with, in the same unit.
         ratio: value over baseline; the median of ratios taken round by round where both were timed.
-        target: what the ratio would be, were nothing lost.
+        goal: what the ratio is held to, if anything.
         stderr: of the ratio where there is one, else of the value.
     """
 
@@ -27,7 +41,7 @@ class Row:
     unit: str
     baseline: float | None = None
     ratio: float | None = None
-    target: float | None = None
+    goal: Goal | None = None
     n: int = 1
     stderr: float | None = None
 
@@ -41,7 +55,16 @@ class Row:
             "n": self.n,
             "stderr": _finite(self.stderr),
         }
-        return fields if self.target is None else {**fields, "target": self.target}
+        if self.goal is None or self.ratio is None:
+            return fields
+        return {**fields, "target": self.goal.ratio, "met": self.goal.is_met(self.ratio)}
+
+    @property
+    def verdict(self) -> str:
+        """The goal and whether it is met, for a table."""
+        if self.goal is None or self.ratio is None:
+            return ""
+        return f"{self.goal} {'met' if self.goal.is_met(self.ratio) else 'missed'}"
 
 
 def row_of(name: str, found: Estimate, unit: str) -> Row:
@@ -53,8 +76,6 @@ def compared(
     values: Sequence[float],
     baselines: Sequence[float],
     unit: str,
-    *,
-    target: float | None = None,
 ) -> Row:
     """Medians of both over the same rounds, and of their ratio in each."""
     ratio = estimate(ratios(values, baselines))
@@ -64,7 +85,6 @@ def compared(
         unit=unit,
         baseline=estimate(baselines).value,
         ratio=ratio.value,
-        target=target,
         n=ratio.n,
         stderr=ratio.stderr,
     )
@@ -100,7 +120,7 @@ def table_of(environment: Mapping[str, Any], rows: Sequence[Row]) -> str:
         lines.append(
             f"| {row.name} | {_short(row.value)} {row.unit}{'' if has_ratio else error} "
             f"| {_short(row.baseline)} | {_short(row.ratio)}{error if has_ratio else ''} "
-            f"| {_short(row.target)} | {row.n} |"
+            f"| {row.verdict} | {row.n} |"
         )
     return "\n".join(lines)
 

@@ -6,7 +6,7 @@ Both get visual features that were computed before: the encoder is timed apart.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -100,6 +100,11 @@ class LibrarySide:
         started = time.perf_counter()
         self.token_ids(num_requests, num_tokens)
         return Sample(total=time.perf_counter() - started)
+
+
+def middle_of(repeats: int, run: Callable[[], Sample]) -> Sample:
+    """The sample of median total among some runs: short ones are easily disturbed."""
+    return sorted((run() for _ in range(repeats)), key=lambda sample: sample.total)[repeats // 2]
 
 
 def encode_all(adapter: Adapter, images: Sequence[ImageInput]) -> dict[str, VisualTokens]:

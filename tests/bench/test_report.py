@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from app.bench.environment import commit, environment
+from app.bench.goals import MODEL, with_goals
 from app.bench.plots import plot_rates, plot_ratios
-from app.bench.report import compared, counted, report, table_of
+from app.bench.report import Goal, compared, counted, report, table_of
 
 ROWS = [
-    compared("speed", [2.0, 4.0, 6.0], [1.0, 1.0, 3.0], "x", target=1.0),
+    replace(compared("speed", [2.0, 4.0, 6.0], [1.0, 1.0, 3.0], "x"), goal=Goal(ratio=1.5)),
     counted("bytes", 50, "bytes", 200),
     counted("nothing", math.nan, "ms"),
 ]
@@ -28,7 +30,7 @@ def test_a_compared_row_has_medians_and_the_median_of_ratios() -> None:
 
 def test_json_holds_no_nan_and_a_target_only_where_there_is_one() -> None:
     rows = json.loads(json.dumps(report({"cpu": "x"}, ROWS), allow_nan=False))["rows"]
-    assert rows[0]["target"] == 1
+    assert (rows[0]["target"], rows[0]["met"]) == (1.5, True)
     assert rows[1] == {
         "name": "bytes",
         "value": 50,
@@ -45,7 +47,17 @@ def test_the_table_says_what_it_ran_on_and_has_a_line_a_row() -> None:
     text = table_of({"cpu": "Fast One", "versions": {"torch": "2"}, "gpu": None}, ROWS)
     assert text.startswith("cpu: Fast One\nversions: torch 2\n\n| name")
     assert "| bytes | 50 bytes | 200 | 0.25 |  | 1 |" in text
+    assert "| >= 1.5 met | 3 |" in text
     assert len(text.splitlines()) == 3 + 2 + len(ROWS)
+
+
+def test_a_goal_is_a_least_or_a_most_and_belongs_to_one_model() -> None:
+    least, most = Goal(ratio=2.0), Goal(ratio=0.4, at_most=True)
+    assert [least.is_met(ratio) for ratio in (1.9, 2.0)] == [False, True]
+    assert [most.is_met(ratio) for ratio in (0.4, 0.5)] == [True, False]
+    row = counted("kv-bytes/144x28", 50, "bytes", 100)
+    assert with_goals([row], MODEL)[0].verdict == "<= 0.4 missed"
+    assert with_goals([row], "demo") == [row]
 
 
 @pytest.mark.timeout(30)
