@@ -39,7 +39,8 @@ def evaluate(
     logging.basicConfig(level=logging.WARNING)
     items = BENCHMARKS[benchmark]().items(limit=limit, seed=seed)
     grid = settings_of(strategies.split(","), [float(budget) for budget in budgets.split(",")])
-    runner = load_runner(Settings(model=model, threads=threads))
+    # Every latency shall hold its own encoding: nothing is kept between requests.
+    runner = load_runner(Settings(model=model, threads=threads, encoder_cache_bytes=0))
     with tqdm(total=len(items) * len(grid), unit="question") as bar:
         trials = run(runner, items, grid, timed_rounds=timed, tick=bar.update)
     cells = cells_of(benchmark, items, trials)

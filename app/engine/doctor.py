@@ -18,11 +18,12 @@ from app.budget import FlopsShare
 from app.core import BudgetRequest, ChatRequest, ImageInput, SamplingParams, Stage
 from app.engine import machine
 from app.engine.driving import Drive, drive
+from app.engine.loading import find_router
 from app.engine.runner import ModelRunner
 from app.errors import AllrounderError, RouterMismatch
 from app.models.loading import load_adapter
 from app.models.transformers import TransformersAdapter
-from app.router.store import LoadedRouter, load_router
+from app.router.store import LoadedRouter
 from app.settings import Settings
 
 _SIDE = 64
@@ -122,17 +123,12 @@ def _model(adapter: TransformersAdapter) -> Check:
 def _router(settings: Settings, adapter: TransformersAdapter) -> tuple[LoadedRouter | None, Check]:
     folder = settings.router_dir / adapter.name
     facts: dict[str, Any] = {"folder": str(folder), "router": None}
-    if not folder.is_dir():
-        return None, _ok("router", f"none in {folder}: training-free strategies only", facts)
     try:
-        router = load_router(
-            folder,
-            fingerprint=adapter.fingerprint,
-            geometry=adapter.geometry,
-            device=adapter.device,
-        )
+        router = find_router(settings, adapter)
     except RouterMismatch as err:
         return None, _said("router", Status.FAILED, f"does not fit: {err.message}", facts)
+    if router is None:
+        return None, _ok("router", f"none in {folder}: training-free strategies only", facts)
     facts["router"] = router.identity
     if router.manifest.calibration is None:
         return router, _warning("router", f"{router.identity} fits but is not calibrated", facts)

@@ -5,9 +5,23 @@ from __future__ import annotations
 import torch
 
 from app.engine.runner import ModelRunner
+from app.models.base import Adapter
 from app.models.loading import load_adapter
-from app.router.store import load_router
+from app.router.store import LoadedRouter, load_router
 from app.settings import Settings
+
+
+def find_router(settings: Settings, adapter: Adapter) -> LoadedRouter | None:
+    """The router that lies in the model's folder, if any. Raises RouterMismatch."""
+    folder = settings.router_dir / adapter.name
+    if not folder.is_dir():
+        return None
+    return load_router(
+        folder,
+        fingerprint=adapter.fingerprint,
+        geometry=adapter.geometry,
+        device=adapter.device,
+    )
 
 
 def load_runner(settings: Settings) -> ModelRunner:
@@ -20,18 +34,9 @@ def load_runner(settings: Settings) -> ModelRunner:
         dtype=settings.dtype,
         allow_hub=settings.allow_hub,
     )
-    folder = settings.router_dir / adapter.name
-    router = None
-    if folder.is_dir():
-        router = load_router(
-            folder,
-            fingerprint=adapter.fingerprint,
-            geometry=adapter.geometry,
-            device=adapter.device,
-        )
     return ModelRunner(
         adapter,
-        router,
+        find_router(settings, adapter),
         kv_bytes_limit=settings.kv_bytes_limit,
         encoder_cache_bytes=settings.encoder_cache_bytes,
     )

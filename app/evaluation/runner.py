@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from app.budget import FlopsShare
 from app.core import BudgetRequest, ChatRequest, ChatResult, SamplingParams
-from app.engine.base import Runner, whole
-from app.errors import AllrounderError, BudgetTooSmall
+from app.engine.base import Runner
+from app.engine.driving import drive
+from app.errors import BudgetTooSmall
 from app.evaluation.base import Item
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def run_setting(
     for start in range(0, len(items), _BATCH):
         batch = items[start : start + _BATCH]
         requests = [_request(item, setting, start + idx) for idx, item in enumerate(batch)]
-        results += answer_all(runner, requests)
+        results += drive(runner, requests).results
         for _ in batch:
             tick()
     return tuple(results)
@@ -79,7 +80,7 @@ def time_settings(
         item = items[round_idx % len(items)]
         for setting in settings:
             started = time.perf_counter()
-            answer_all(runner, [_request(item, setting, round_idx)])
+            drive(runner, [_request(item, setting, round_idx)])
             seconds[setting].append(time.perf_counter() - started)
     return {setting: tuple(values) for setting, values in seconds.items()}
 
@@ -104,24 +105,6 @@ def evaluate(
         Trial(setting=setting, results=found, latency_seconds=timed[setting])
         for setting, found in results.items()
     ]
-
-
-def answer_all(runner: Runner, requests: Sequence[ChatRequest]) -> list[ChatResult]:
-    """Begin all requests together and step until each has ended. Raises their typed errors."""
-    live = []
-    for entry in runner.begin([runner.prepare(request) for request in requests]):
-        if isinstance(entry, AllrounderError):
-            raise entry
-        live.append(entry)
-    ended: dict[str, ChatResult] = {}
-    while live:
-        for outcome in runner.step(whole(live)):
-            if outcome.error is not None:
-                raise outcome.error
-            if outcome.result is not None:
-                ended[outcome.request_id] = outcome.result
-        live = [running for running in live if running.request.id not in ended]
-    return [ended[request.id] for request in requests]
 
 
 def _request(item: Item, setting: Setting, idx: int) -> ChatRequest:
