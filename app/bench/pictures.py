@@ -25,11 +25,15 @@ def picture(seed: int, *, side: int = SIDE) -> ImageInput:
     return ImageInput(width=side, height=side, rgb=rgb, digest=digest)
 
 
-def jpeg_url(seed: int, *, side: int = SIDE) -> str:
-    """The picture as a data URL."""
+def jpeg(seed: int, *, side: int = SIDE) -> bytes:
     buffer = io.BytesIO()
     _noise(seed, side).save(buffer, "JPEG", quality=_JPEG_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
+
+
+def jpeg_url(seed: int, *, side: int = SIDE) -> str:
+    """The picture as a data URL."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg(seed, side=side)).decode()
 
 
 def _noise(seed: int, side: int) -> Image.Image:

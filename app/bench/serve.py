@@ -16,7 +16,7 @@ import httpx2
 from app.bench.arrivals import QUESTIONS, Ask, draw_asks, poisson_arrivals
 from app.bench.load import Load, closed_loop, make_client, open_loop
 from app.bench.report import Row
-from app.bench.serve_rows import Slo, beside_peer, closed_rows, open_rows
+from app.bench.serve_rows import Slo, beside_peer, closed_rows, decode_row, open_rows
 from app.bench.targets import OpenAiApi, OwnApi, Target
 from app.errors import StartupError
 
@@ -98,7 +98,7 @@ class ServeBench:
             for count in self._options.clients:
                 found = [await self._closed(client, each, count, tick) for each in self._targets]
                 rows += _joined(found)
-        return rows
+        return [*rows, decode_row()] if self._options.clients else rows
 
     async def _open(
         self,

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from app.bench.exchange import End, Exchange
 from app.bench.load import Load
 from app.bench.measure import estimate, percentile
+from app.bench.pictures import jpeg
 from app.bench.report import Row, counted, row_of
+from app.intake.images import decode_image
 
 PERCENTS = (50, 90, 99)
 _COMPARED_UNITS = ("ms", "requests/s", "tokens/s")
 _COMPARED = "beside-peer"
+_NUM_DECODED = 50
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +72,17 @@ def closed_rows(prefix: str, load: Load) -> list[Row]:
             counted(f"{prefix}/wait-max", 1000 * max(waits), "ms", 1000 * percentile(waits, 50))
         )
     return [*rows, *_throughput_rows(prefix, load, None), *_count_rows(prefix, load)]
+
+
+def decode_row() -> Row:
+    """What intake takes to make safe pixels of one such picture; timed here, part of `queue`."""
+    data = jpeg(0)
+    seconds = []
+    for _ in range(_NUM_DECODED):
+        started = time.perf_counter()
+        decode_image(data)
+        seconds.append(time.perf_counter() - started)
+    return row_of("image-decode-p50", estimate(_ms(seconds)), "ms")
 
 
 def beside_peer(own: Sequence[Row], peer: Sequence[Row]) -> list[Row]:

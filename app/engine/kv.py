@@ -48,13 +48,13 @@ class KvStore:
         if end > layer.keys_BKRE.shape[2]:
             layer.keys_BKRE = _grown(layer.keys_BKRE, start, end)
             layer.values_BKRE = _grown(layer.values_BKRE, start, end)
-        layer.keys_BKRE[:, :, start:end] = keys_BKSE
-        layer.values_BKRE[:, :, start:end] = values_BKSE
+        layer.keys_BKRE.narrow(2, start, end - start).copy_(keys_BKSE)
+        layer.values_BKRE.narrow(2, start, end - start).copy_(values_BKSE)
         layer.num_rows = end
         return layer.in_use()
 
     def append_row(
-        self, layer_idx: int, keys_KE: Tensor, values_KE: Tensor
+        self, layer_idx: int, keys_1KE: Tensor, values_1KE: Tensor
     ) -> tuple[Tensor, Tensor]:
         """`append` of one row to a store of one request that has this layer, in few kernels."""
         layer = self._layers[layer_idx]
@@ -62,8 +62,8 @@ class KvStore:
         if row >= layer.keys_BKRE.shape[2]:
             layer.keys_BKRE = _grown(layer.keys_BKRE, row, row + 1)
             layer.values_BKRE = _grown(layer.values_BKRE, row, row + 1)
-        layer.keys_BKRE[0, :, row] = keys_KE
-        layer.values_BKRE[0, :, row] = values_KE
+        layer.keys_BKRE.select(2, row).copy_(keys_1KE)
+        layer.values_BKRE.select(2, row).copy_(values_1KE)
         layer.num_rows = row + 1
         return layer.in_use()
 

@@ -141,11 +141,11 @@ class _Party:
         self, layer_idx: int, query_RHE: Tensor, key_RKE: Tensor, value_RKE: Tensor, scaling: float
     ) -> Tensor:
         """Append KV and attend, block by block: what the model's attention calls."""
+        if self._only_single_rows:
+            return self._attend_rows(layer_idx, query_RHE, key_RKE, value_RKE, scaling)
         if len(self._blocks) == 1:
             block = self._blocks[0]
             return block.attend(layer_idx, query_RHE, key_RKE, value_RKE, scaling)
-        if self._only_single_rows:
-            return self._attend_rows(layer_idx, query_RHE, key_RKE, value_RKE, scaling)
         output = query_RHE.new_empty(len(query_RHE), query_RHE[0].numel())
         for block in self._blocks:
             rows = slice(block.start, block.stop)
@@ -158,12 +158,14 @@ class _Party:
         self, layer_idx: int, query_RHE: Tensor, key_RKE: Tensor, value_RKE: Tensor, scaling: float
     ) -> Tensor:
         """A decoding batch of different plans: hardly anything per request but its attention."""
-        query_RH1E = query_RHE.unsqueeze(2)
+        queries = query_RHE[:, None, :, None].unbind(0)
+        new_keys, new_values = key_RKE[:, None].unbind(0), value_RKE[:, None].unbind(0)
         outputs = []
         for row, block in enumerate(self._blocks):
-            keys, values = block.store.append_row(layer_idx, key_RKE[row], value_RKE[row])
-            outputs.append(attend(query_RH1E[row : row + 1], keys, values, scaling))
-        return torch.cat(outputs).view(len(query_RHE), -1)
+            keys, values = block.store.append_row(layer_idx, new_keys[row], new_values[row])
+            outputs.append(attend(queries[row], keys, values, scaling))
+        together = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+        return together.view(query_RHE.shape[0], -1)
 
 
 class _Block:

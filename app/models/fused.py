@@ -9,7 +9,9 @@ Shapes: R packed rows, D width, H query heads, K key heads, E head size, M MLP w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -56,24 +58,29 @@ class FusedLayer:
 
     def _heads(self, rows_RD: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Queries R x H x E, keys and values R x K x E, rotated; for few rows in few kernels."""
-        if len(rows_RD) >= _MANY_ROWS or self._head_norms is not None:
+        num_rows = rows_RD.shape[0]
+        if num_rows >= _MANY_ROWS or self._head_norms is not None:
             query, key, value = (
                 part.unflatten(1, (-1, self._head_dim)) for part in self._qkv.apart(rows_RD)
             )
             if self._head_norms is not None:
                 query, key = self._head_norms[0](query), self._head_norms[1](key)
             return self._rotated(query, rotation), self._rotated(key, rotation), value
-        heads = self._qkv(rows_RD).view(len(rows_RD), -1, self._head_dim)
-        rotated = self._rotated(heads[:, : self._num_rotated], rotation)
-        num_queries = self._num_queries
-        return rotated[:, :num_queries], rotated[:, num_queries:], heads[:, self._num_rotated :]
+        heads = self._qkv(rows_RD).view(num_rows, -1, self._head_dim)
+        num_rotated, num_queries = self._num_rotated, self._num_queries
+        rotated = self._rotated(heads.narrow(1, 0, num_rotated), rotation)
+        return (
+            rotated.narrow(1, 0, num_queries),
+            rotated.narrow(1, num_queries, num_rotated - num_queries),
+            heads.narrow(1, num_rotated, num_rotated - num_queries),
+        )
 
     def _rotated(self, plain: Tensor, rotation: Rotation) -> Tensor:
         cos, sin_low, sin_high = rotation.factors
         half = self._head_dim // 2
         turned = plain * cos
-        turned[..., :half].addcmul_(plain[..., half:], sin_low, value=-1)
-        turned[..., half:].addcmul_(plain[..., :half], sin_high)
+        turned.narrow(2, 0, half).addcmul_(plain.narrow(2, half, half), sin_low, value=-1)
+        turned.narrow(2, half, half).addcmul_(plain.narrow(2, 0, half), sin_high)
         return turned
 
 
@@ -113,8 +120,9 @@ class Projection:
         assert len({part.bias is None for part in parts}) == 1, "all or none with a bias"
         weights = [part.weight.detach() for part in parts]
         self._weight_DM = torch.cat([weight.t() for weight in weights], dim=1)
-        self._sizes = [len(weight) for weight in weights]
-        self._views = self._weight_DM.split(self._sizes, dim=1)
+        sizes = [len(weight) for weight in weights]
+        self._spans = list(zip(accumulate(sizes, initial=0), sizes, strict=False))
+        self._views = self._weight_DM.split(sizes, dim=1)
         for part, view_DM in zip(parts, self._views, strict=True):
             part.weight.data = view_DM.t()
         self._bias_M: Tensor | None = None
@@ -128,24 +136,24 @@ class Projection:
 
     def apart(self, rows_RD: Tensor) -> Sequence[Tensor]:
         """The product of each part: in one go for few rows, where reading the weights counts."""
-        if len(rows_RD) < _MANY_ROWS or self._bias_M is not None:
-            parts: Sequence[Tensor] = self(rows_RD).split(self._sizes, dim=1)
-            return parts
-        return [rows_RD @ view_DM for view_DM in self._views]
+        if rows_RD.shape[0] >= _MANY_ROWS and self._bias_M is None:
+            return [rows_RD @ view_DM for view_DM in self._views]
+        product = self(rows_RD)
+        return [product.narrow(1, start, size) for start, size in self._spans]
 
 
 class _RmsNorm:
     """Root-mean-square norm over the last axis (arXiv 1910.07467), in few kernels."""
 
     def __init__(self, norm: Any) -> None:
-        self._weight: Tensor = norm.weight
-        self._inverse_width = 1 / norm.weight.numel()
-        self._epsilon = torch.tensor(float(norm.variance_epsilon))
+        width: int = norm.weight.numel()
+        self._weight = norm.weight.detach() * math.sqrt(width)
+        self._floor = torch.tensor(math.sqrt(norm.variance_epsilon * width))
 
     def __call__(self, rows: Tensor) -> Tensor:
+        """rows / sqrt(|rows|^2 + width * epsilon), times the weight and the root of the width."""
         length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-        mean_square = torch.addcmul(self._epsilon, length, length, value=self._inverse_width)
-        return (rows * mean_square.rsqrt_()).mul_(self._weight)
+        return rows.div(length.hypot_(self._floor)).mul_(self._weight)
 
 
 def _head_norms(attention: Any) -> tuple[_RmsNorm, _RmsNorm] | None:

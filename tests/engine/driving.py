@@ -4,24 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
+import torch
+from torch import Tensor
+
 from app.core import ChatRequest, ChatResult
 from app.engine.base import whole
+from app.engine.driving import drive
 from app.engine.runner import ModelRunner
 from app.engine.sequence import Sequence as DeviceSequence
 from app.errors import AllrounderError
+from app.models.transformers import TransformersAdapter
 
 
 def answers(runner: ModelRunner, requests: Sequence[ChatRequest]) -> dict[str, ChatResult]:
-    """Begin all requests together and step until each has ended."""
-    live = begin(runner, requests)
-    results: dict[str, ChatResult] = {}
-    while live:
-        for outcome in runner.step(whole(live)):
-            assert outcome.error is None
-            if outcome.result is not None:
-                results[outcome.request_id] = outcome.result
-        live = [sequence for sequence in live if sequence.request.id not in results]
-    return results
+    """Begin all requests together and compute every prompt in one step."""
+    return {
+        result.request_id: result
+        for result in drive(runner, requests, max_step_rows=1 << 20).results
+    }
+
+
+def finished(runner: ModelRunner, request: ChatRequest) -> DeviceSequence:
+    """A request alone, to its end."""
+    (sequence,) = begin(runner, [request])
+    while runner.step(whole([sequence]))[0].result is None:
+        pass
+    return sequence
+
+
+def recorded(
+    runner: ModelRunner, adapter: TransformersAdapter, request: ChatRequest
+) -> tuple[DeviceSequence, Tensor]:
+    """`finished`, and the logits of each of its tokens: tokens x vocabulary."""
+    seen: list[Tensor] = []
+    original = adapter.logits
+
+    def record(hidden_RD: Tensor) -> Tensor:
+        seen.append(original(hidden_RD))
+        return seen[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adapter, "logits", record)
+        sequence = finished(runner, request)
+    return sequence, torch.cat(seen)
 
 
 def begin(runner: ModelRunner, requests: Sequence[ChatRequest]) -> list[DeviceSequence]:

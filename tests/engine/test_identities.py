@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from app.budget import Counts, FlopsShare
 from app.core import ChatRequest, SamplingParams
@@ -16,7 +15,7 @@ from app.engine.base import whole
 from app.engine.runner import ModelRunner
 from app.models.transformers import TransformersAdapter
 from tests.cases import STRATEGIES, StrategyCase
-from tests.engine.driving import answers, begin
+from tests.engine.driving import answers, begin, recorded
 from tests.families.reference import Reference
 from tests.tiny import NUM_VISUAL, chat_request
 
@@ -42,19 +41,7 @@ def test_what_is_dropped_equals_what_is_masked(
     case: StrategyCase, runner: ModelRunner, adapter: TransformersAdapter, reference: Reference
 ) -> None:
     request = _request(case)
-    (sequence,) = begin(runner, [request])
-    logits: list[Tensor] = []
-    original = adapter.logits
-
-    def recorded(hidden_RD: Tensor) -> Tensor:
-        logits.append(original(hidden_RD))
-        return logits[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adapter, "logits", recorded)
-        while runner.step(whole([sequence]))[0].result is None:
-            pass
-    ours = torch.cat(logits)
+    sequence, ours = recorded(runner, adapter, request)
     theirs = reference.logits(request, sequence.token_ids, sequence.plan)
     assert not sequence.plan.is_dense
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)

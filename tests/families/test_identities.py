@@ -8,15 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from app.budget import Budget, Counts, FlopsShare
 from app.core import ChatRequest, SamplingParams
-from app.engine.base import whole
 from app.engine.runner import ModelRunner
-from app.engine.sequence import Sequence
 from app.models.transformers import TransformersAdapter
-from tests.engine.driving import answers, begin
+from tests.engine.driving import answers, begin, finished, recorded
 from tests.families.cases import FamilyCase
 from tests.families.reference import Reference, assert_same_tokens
 from tests.tiny import chat_request, noise_image
@@ -46,33 +43,13 @@ def _plans() -> list[tuple[str, Budget]]:
     ]
 
 
-def _recorded(
-    runner: ModelRunner, adapter: TransformersAdapter, request: ChatRequest
-) -> tuple[Sequence, Tensor]:
-    (sequence,) = begin(runner, [request])
-    logits: list[Tensor] = []
-    original = adapter.logits
-
-    def record(hidden_RD: Tensor) -> Tensor:
-        logits.append(original(hidden_RD))
-        return logits[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adapter, "logits", record)
-        while runner.step(whole([sequence]))[0].result is None:
-            pass
-    return sequence, torch.cat(logits)
-
-
 @pytest.mark.parametrize("seed", range(NUM_PROMPTS))
 def test_the_dense_plan_is_generate_token_for_token(
     case: FamilyCase, runner: ModelRunner, reference: Reference, seed: int
 ) -> None:
     num_images = 1 + seed % case.max_images
     request = _request(case, seed, num_images=num_images)
-    (sequence,) = begin(runner, [request])
-    while runner.step(whole([sequence]))[0].result is None:
-        pass
+    sequence = finished(runner, request)
     prompt_ids, theirs = reference.generate(request)
     assert list(sequence.prepared.prompt.token_ids) == prompt_ids
     logits = reference.logits(request, theirs, sequence.plan)
@@ -93,7 +70,7 @@ def test_what_is_dropped_equals_what_is_masked(
     if num_images > case.max_images:
         return
     request = _request(case, 3, num_images=num_images, form=form, strategy=strategy)
-    sequence, ours = _recorded(runner, adapter, request)
+    sequence, ours = recorded(runner, adapter, request)
     theirs = reference.logits(request, sequence.token_ids, sequence.plan)
     assert not sequence.plan.is_dense
     assert not set(sequence.plan.skipped_layers) & adapter.geometry.protected_layers

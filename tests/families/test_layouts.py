@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.engine.base import whole
 from app.engine.runner import ModelRunner
 from app.engine.warmup import warm_up
 from app.errors import InvalidField, InvalidImage
 from app.models.transformers import TransformersAdapter
-from tests.engine.driving import begin
+from tests.engine.driving import finished
 from tests.families.cases import FamilyCase
 from tests.families.reference import Reference
 from tests.tiny import chat_request, noise_image
@@ -112,9 +111,7 @@ def test_an_answer_depends_on_the_image(case: FamilyCase, runner: ModelRunner) -
     answers = set()
     for seed in range(4):
         image = noise_image(seed, width=width, height=height)
-        (sequence,) = begin(runner, [chat_request(id=f"{seed}", images=(image,))])
-        while runner.step(whole([sequence]))[0].result is None:
-            pass
+        sequence = finished(runner, chat_request(id=f"{seed}", images=(image,)))
         answers.add(tuple(sequence.token_ids))
     assert len(answers) > 1
 

@@ -8,12 +8,11 @@ import pytest
 from transformers import AutoConfig, AutoProcessor, CLIPImageProcessorPil
 from transformers.models.smolvlm import processing_smolvlm
 
-from app.engine.base import whole
 from app.engine.runner import ModelRunner
 from app.errors import InvalidImage, ModelUnsupported
 from app.models.families import family_of
 from app.models.loading import load_adapter
-from tests.engine.driving import begin
+from tests.engine.driving import finished
 from tests.families.idefics3 import SIDE as TILE
 from tests.families.idefics3 import tiny_idefics3_folder, tiny_smolvlm_folder
 from tests.families.reference import Reference, assert_same_tokens
@@ -29,9 +28,7 @@ def test_llava_with_all_features_puts_its_class_token_before_the_grid(tmp_path: 
     assert layout.runs == (NUM_VISUAL + 1,)
     assert layout.grid.offset == 1
     assert layout.grid.rows * layout.grid.cols == NUM_VISUAL
-    (sequence,) = begin(runner, [request])
-    while runner.step(whole([sequence]))[0].result is None:
-        pass
+    sequence = finished(runner, request)
     prompt_ids, theirs = reference.generate(request)
     assert list(sequence.prepared.prompt.token_ids) == prompt_ids
     logits = reference.logits(request, theirs, sequence.plan)

@@ -19,7 +19,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from app.budget import Counts
 from app.core import ChatRequest, SamplingParams
-from app.engine.base import whole
 from app.engine.runner import ModelRunner
 from app.engine.sequence import Sequence
 from app.errors import InvalidImage
@@ -27,7 +26,7 @@ from app.models.families.base import PromptPositions, VisualTokens
 from app.models.loading import load_adapter
 from app.models.transformers import TransformersAdapter
 from app.training.measure import FrozenModel, make_plan
-from tests.engine.driving import answers, begin
+from tests.engine.driving import answers, recorded
 from tests.families.cases import FAMILIES
 from tests.families.qwen import NUM_LAYERS, NUM_PLANES
 from tests.families.reference import Reference
@@ -74,21 +73,11 @@ def _answered(
 ) -> tuple[Sequence, Tensor]:
     """The request run to its end, and its logits, with what the family says of images altered."""
     adapter, runner = qwen.adapter, qwen.runner()
-    encode, place, logits = adapter.encode, adapter.positions, adapter.logits
-    seen: list[Tensor] = []
-
-    def record(hidden_RD: Tensor) -> Tensor:
-        seen.append(logits(hidden_RD))
-        return seen[-1]
-
+    encode, place = adapter.encode, adapter.positions
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adapter, "encode", lambda images: [visual(v) for v in encode(images)])
         patch.setattr(adapter, "positions", lambda *args: positions(place(*args)))
-        patch.setattr(adapter, "logits", record)
-        (sequence,) = begin(runner, [request])
-        while runner.step(whole([sequence]))[0].result is None:
-            pass
-    return sequence, torch.cat(seen)
+        return recorded(runner, adapter, request)
 
 
 def _first_logits(qwen: Loaded, request: ChatRequest, **altered: Any) -> Tensor:

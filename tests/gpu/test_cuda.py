@@ -12,7 +12,7 @@ from app.core import ChatRequest
 from app.engine.driving import drive
 from app.engine.runner import ModelRunner
 from app.models.loading import load_adapter
-from tests.engine.driving import begin
+from tests.engine.driving import finished
 from tests.families.cases import FAMILIES, FamilyCase
 from tests.families.reference import Reference, assert_same_tokens
 from tests.tiny import chat_request, noise_image
@@ -38,9 +38,7 @@ def test_in_float32_each_plan_answers_as_the_masked_library_does(
     runner = ModelRunner(load_adapter(str(folder), device="cuda", dtype="float32"))
     reference = Reference(folder)
     for request in _requests(case):
-        (running,) = begin(runner, [request])
-        while runner.step([(running, 1 << 20)])[0].result is None:
-            pass
+        running = finished(runner, request)
         theirs = reference.logits(request, running.token_ids, running.plan)
         assert_same_tokens(running.token_ids, theirs.argmax(-1).tolist(), theirs)
 
