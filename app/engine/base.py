@@ -5,7 +5,7 @@ Knows nothing of torch; a fake runner and a real one satisfy the same protocol.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -65,11 +65,6 @@ class Outcome:
     chunk: TokenChunk | None = None
     result: ChatResult | None = None
     error: AllrounderError | None = None
-
-
-def whole(running: Iterable[Running]) -> list[tuple[Running, int]]:
-    """Work for a step that computes every prompt at once."""
-    return [(each, ALL_ROWS) for each in running]
 
 
 class DeviceOutOfMemory(Exception):

@@ -69,7 +69,10 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield finding
     yield _memory(settings, adapter)
     try:
-        runner = ModelRunner(adapter, router, kv_bytes_limit=settings.kv_bytes_limit)
+        # Nothing is kept between the two requests, so that each is encoded.
+        runner = ModelRunner(
+            adapter, router, kv_bytes_limit=settings.kv_bytes_limit, encoder_cache_bytes=0
+        )
         yield _strategies(runner)
     except Exception as err:
         yield _failed("runner", err)

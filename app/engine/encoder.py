@@ -11,10 +11,9 @@ from app.core import ImageInput
 from app.engine.base import CacheCounts
 from app.engine.encoder_cache import EncoderCache, ImageKey
 from app.engine.sequence import PreparedPrompt
+from app.engine.tickets import MAX_ENCODED_TOKENS
 from app.models.base import Adapter
 from app.models.families.base import VisualTokens
-
-MAX_BATCH_TOKENS = 8192
 
 
 class Encoder:
@@ -68,7 +67,7 @@ def _batches(
     batch: dict[ImageKey, tuple[ImageInput, int]] = {}
     used = 0
     for key, (image, num_visual) in images.items():
-        if batch and used + num_visual > MAX_BATCH_TOKENS:
+        if batch and used + num_visual > MAX_ENCODED_TOKENS:
             yield batch
             batch, used = {}, 0
         batch[key] = (image, num_visual)

@@ -18,13 +18,12 @@ from app.core import Capabilities, ChatRequest, ChatResult, FinishReason, Plan, 
 from app.engine.base import (
     ALL_ROWS,
     CacheCounts,
-    DeviceOutOfMemory,
     Outcome,
     Prepared,
     Running,
 )
 from app.engine.encoder import Encoder
-from app.engine.memory import encoding_error, is_out_of_memory
+from app.engine.memory import encoding_error, undone_without_memory
 from app.engine.planner import Planner, request_seed
 from app.engine.ragged import DecoderLoop, Segment
 from app.engine.sampling import Sampler
@@ -172,6 +171,7 @@ class ModelRunner:
         try:
             with torch.inference_mode():
                 plan = self._planner.choose_first(prepared, visual.tokens_VD)
+                positions = self._adapter.positions(prepared.prompt, prepared.layouts)
         except AllrounderError as err:
             return err
         except Exception:
@@ -183,7 +183,7 @@ class ModelRunner:
             visual=visual,
             sampler=Sampler(prepared.request.sampling),
             text=AnswerText(self._adapter.text_stream(), prepared.request.sampling.stop),
-            positions=self._adapter.positions(prepared.prompt, prepared.layouts),
+            positions=positions,
         )
         sequence.clock.queue = max(started - prepared.request.arrival, 0.0)
         sequence.clock.encode = encoded
@@ -193,19 +193,10 @@ class ModelRunner:
 
     def _forward(self, work: Many[tuple[Sequence, int]]) -> Tensor:
         """Logits of those whose prompt is complete behind this step: B x vocabulary."""
-        before = [sequence.kv.row_counts() for sequence, _ in work]
-        try:
+        with undone_without_memory([sequence.kv for sequence, _ in work]):
             segments = [self._segment(sequence, num_rows) for sequence, num_rows in work]
             tails = [int(sequence.completes(num_rows)) for sequence, num_rows in work]
             return self._adapter.logits(self._loop.forward(segments, tails=tails))
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as err:
-            if not is_out_of_memory(err):
-                raise
-            for (sequence, _), num_rows in zip(work, before, strict=True):
-                sequence.kv.store.truncate(num_rows)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            raise DeviceOutOfMemory from err
 
     def _segment(self, sequence: Sequence, num_rows: int) -> Segment:
         if sequence.prefilled:
@@ -266,8 +257,9 @@ class ModelRunner:
     def _finish_plan(self, sequence: Sequence) -> Outcome:
         if sequence.awaits_selection:
             started = time.monotonic()
-            segment = self._segment(sequence, ALL_ROWS)
-            self._loop.forward([segment], until=sequence.plan.last_selection_layer)
+            with undone_without_memory([sequence.kv]):
+                segment = self._segment(sequence, ALL_ROWS)
+                self._loop.forward([segment], until=sequence.plan.last_selection_layer)
             sequence.clock.prefill = time.monotonic() - started
         return Outcome(
             request_id=sequence.request.id, result=self._finish(sequence, FinishReason.STOP)

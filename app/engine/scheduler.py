@@ -40,7 +40,7 @@ class Scheduler:
         self._turns = count()
         self._admissions = count()
         self._interactive_in_a_row = 0
-        self._service_seconds = _FIRST_GUESS_SECONDS
+        self._service_seconds: float | None = None
 
     @property
     def num_waiting(self) -> int:
@@ -65,7 +65,7 @@ class Scheduler:
     def submit(self, ticket: Ticket, now: float) -> None:
         """Queue a request. Raises QueueFull, or DeadlineExceeded where waiting is hopeless."""
         self.check_room()
-        if ticket.deadline is not None and now + self.expected_wait_seconds() >= ticket.deadline:
+        if ticket.deadline is not None and now + self._certain_wait() >= ticket.deadline:
             raise DeadlineExceeded(
                 "the deadline passes before this request could begin",
                 retry_after_seconds=max(self.expected_wait_seconds(), 1.0),
@@ -142,13 +142,19 @@ class Scheduler:
             for priority, lane in self._lanes.items():
                 self._lanes[priority] = deque(e for e in lane if e.ticket.id != request_id)
         if service_seconds is not None:
-            self._service_seconds += _SMOOTHING * (service_seconds - self._service_seconds)
+            before = service_seconds if self._service_seconds is None else self._service_seconds
+            self._service_seconds = before + _SMOOTHING * (service_seconds - before)
 
     def expected_wait_seconds(self) -> float:
         """Until a request that came now would be admitted, from recent service times."""
         if not self.num_waiting and self.num_running < self._limits.max_running:
             return 0.0
-        return (self.num_waiting + 1) / max(self.num_running, 1) * self._service_seconds
+        each = _FIRST_GUESS_SECONDS if self._service_seconds is None else self._service_seconds
+        return (self.num_waiting + 1) / max(self.num_running, 1) * each
+
+    def _certain_wait(self) -> float:
+        """What a refusal may rest on: nothing, before any request has been measured."""
+        return 0.0 if self._service_seconds is None else self.expected_wait_seconds()
 
     @property
     def _batch_slots(self) -> int:

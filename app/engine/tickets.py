@@ -9,6 +9,7 @@ from app.core import Priority
 
 KV_LOOKAHEAD_TOKENS = 32
 MAX_STEP_ROWS = 2048
+MAX_ENCODED_TOKENS = 8192
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +61,7 @@ class Limits:
     max_queue: int
     kv_bytes: int
     max_step_rows: int = MAX_STEP_ROWS
-    max_encoded: int = 8192
+    max_encoded: int = MAX_ENCODED_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

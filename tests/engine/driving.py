@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
 from app.core import ChatRequest, ChatResult
-from app.engine.base import whole
+from app.engine.base import ALL_ROWS, Running
 from app.engine.driving import drive
 from app.engine.runner import ModelRunner
 from app.engine.sequence import Sequence as DeviceSequence
 from app.errors import AllrounderError
 from app.models.transformers import TransformersAdapter
+
+
+def whole(running: Iterable[Running]) -> list[tuple[Running, int]]:
+    """Work for a step that computes every prompt at once."""
+    return [(each, ALL_ROWS) for each in running]
 
 
 def answers(runner: ModelRunner, requests: Sequence[ChatRequest]) -> dict[str, ChatResult]:

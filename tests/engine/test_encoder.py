@@ -67,7 +67,7 @@ def test_the_answer_is_the_same_from_the_cache(runner: ModelRunner) -> None:
 def test_a_batch_is_bounded_by_visual_tokens_before_pruning(
     runner: ModelRunner, watched: _Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoder, "MAX_BATCH_TOKENS", 2 * NUM_VISUAL)
+    monkeypatch.setattr(encoder, "MAX_ENCODED_TOKENS", 2 * NUM_VISUAL)
     begin(runner, [chat_request(seed) for seed in range(5)])
     assert [len(batch) for batch in watched.batches] == [2, 2, 1]
 

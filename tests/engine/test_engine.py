@@ -108,9 +108,10 @@ async def test_a_deadline_gives_what_there_is_or_an_error() -> None:
         partial = await engine.submit(
             _ask(0, LONG, sampling=SamplingParams(max_tokens=400), deadline=now + 0.2)
         )
-        with pytest.raises(DeadlineExceeded):
-            await engine.submit(_ask(1, deadline=now + 0.05))
+        hopeless = await engine.submit(_ask(1, deadline=now + 0.05))
         result = await partial.result()
+        with pytest.raises(DeadlineExceeded):
+            await hopeless.result()
     assert result.finish_reason is FinishReason.DEADLINE
     assert 0 < result.num_generated < 400
 

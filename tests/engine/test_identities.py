@@ -11,11 +11,10 @@ import torch
 from app.budget import Counts, FlopsShare
 from app.core import ChatRequest, SamplingParams
 from app.cost import kv_bytes_per_row
-from app.engine.base import whole
 from app.engine.runner import ModelRunner
 from app.models.transformers import TransformersAdapter
 from tests.cases import STRATEGIES, StrategyCase
-from tests.engine.driving import answers, begin, recorded
+from tests.engine.driving import answers, begin, recorded, whole
 from tests.families.reference import Reference
 from tests.tiny import NUM_VISUAL, chat_request
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,13 +12,13 @@ import torch
 from app.budget import Counts
 from app.core import ChatRequest, SamplingParams
 from app.cost import kv_bytes_per_row
-from app.engine.base import DeviceOutOfMemory, whole
+from app.engine.base import DeviceOutOfMemory
 from app.engine.driving import drive
 from app.engine.runner import ModelRunner
 from app.engine.sequence import Sequence
 from app.errors import AllrounderError, EngineOutOfMemory
 from app.models.transformers import TransformersAdapter
-from tests.engine.driving import answers, begin
+from tests.engine.driving import answers, begin, whole
 from tests.tiny import chat_request
 
 NUM_TOKENS = 6
@@ -204,3 +205,33 @@ def test_driving_gives_back_everything_when_a_request_fails(
     with pytest.raises(AllrounderError):
         drive(runner, _requests())
     assert runner.kv_bytes_held() == 0
+
+
+def test_a_plan_request_that_does_not_fit_is_undone_too(
+    runner: ModelRunner, adapter: TransformersAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = replace(_requests()[2], id="plan", plan_only=True)
+    (sequence,) = begin(runner, [request])
+    with monkeypatch.context() as patch:
+        error = torch.OutOfMemoryError("no")
+        patch.setattr(adapter, "layer", _failing(adapter, error, at_call=2))
+        with pytest.raises(DeviceOutOfMemory):
+            runner.step(whole([sequence]))
+    assert sequence.kv.row_counts() == {}
+    assert runner.step(whole([sequence]))[0].result is not None
+
+
+def test_positions_that_cannot_be_made_fail_their_own_request_only(
+    runner: ModelRunner, adapter: TransformersAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, bad = adapter.positions, runner.prepare(_requests()[0])
+
+    def positions(prompt: Any, layouts: Any) -> Any:
+        if prompt is bad.prompt:
+            raise RuntimeError("no positions")
+        return original(prompt, layouts)
+
+    monkeypatch.setattr(adapter, "positions", positions)
+    first, second = runner.begin([bad, runner.prepare(_requests()[1])])
+    assert isinstance(first, AllrounderError)
+    assert not isinstance(second, AllrounderError)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.core import ChatRequest, FinishReason, Timing
-from app.engine.base import EngineState, EngineStatus, whole
+from app.engine.base import EngineState, EngineStatus
 from app.engine.fake import FakeRunner, FakeRunning
 from app.errors import DeadlineExceeded, InternalError, NotFound, QueueFull, RequestCancelled
 from app.intake.budgets import parse_budget
@@ -17,6 +17,7 @@ from app.intake.images import decode_image
 from app.metrics.definitions import build_instruments
 from app.metrics.exposition import render
 from app.metrics.stages import EngineGauges, EngineMetrics, HttpMetrics
+from tests.engine.driving import whole
 from tests.intake.pictures import red
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics.txt"
