@@ -3,7 +3,8 @@
 A strategy sees a request only through `View`: embedded rows, one layer's recomputed attention rows,
 the router's scores, and calibration. It never sees the model, the batch, or another request.
 
-Shapes: V visual tokens, Q text rows after the image, N layer candidates, H heads, S probed rows.
+Shapes: V visual tokens, C of them that reach a selection point, K that go on, Q text rows after the
+image, N layer candidates, H heads, S probed rows, D width.
 """
 
 from __future__ import annotations
@@ -47,6 +48,21 @@ class Context:
     geometry: ModelGeometry
     router_candidates: tuple[int, ...] | None = None
     block_influence: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What becomes of the visual rows that reach a selection point.
+
+    Attributes:
+        rows: K indexes among the unpruned visual tokens, ascending: the rows that go on, each at
+            its own rotary position.
+        weights: K x C; a row that goes on becomes this sum of the rows that arrive. None where
+            nothing is merged.
+    """
+
+    rows: Tensor
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +125,10 @@ class Strategy:
     def select(self, view: View, count: int) -> Tensor:
         """Indexes of the `count` visual tokens to keep, ascending."""
         raise AssertionError(f"{self.name} selects no tokens")
+
+    def choose(self, view: View, count: int) -> Choice:
+        """The `count` rows that go on; one that merges overrides this, others `select`."""
+        return Choice(rows=self.select(view, count))
 
     def skip(self, view: View, allowed: tuple[int, ...], count: int) -> tuple[int, ...]:
         """The `count` layers of `allowed` to skip."""
