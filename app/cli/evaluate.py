@@ -37,7 +37,7 @@ def evaluate(
     if benchmark not in BENCHMARKS:
         raise typer.BadParameter(f"unknown benchmark {benchmark!r}; known: {', '.join(BENCHMARKS)}")
     logging.basicConfig(level=logging.WARNING)
-    items = BENCHMARKS[benchmark]().items(limit=limit, seed=seed)
+    items = BENCHMARKS[benchmark](None).items(limit=limit, seed=seed)
     grid = settings_of(strategies.split(","), [float(budget) for budget in budgets.split(",")])
     # Every latency shall hold its own encoding: nothing is kept between requests.
     runner = load_runner(Settings(model=model, threads=threads, encoder_cache_bytes=0))

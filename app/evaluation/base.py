@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from app.core import ImageInput
 
@@ -15,14 +15,14 @@ class Item:
 
     Attributes:
         cluster: items of one picture share it; their errors are not independent.
-        grade: answer text -> right or wrong.
+        grade: answer text -> score from 0 (wrong) to 1 (right).
     """
 
     image: ImageInput
     question: str
     type: str
     cluster: int
-    grade: Callable[[str], bool]
+    grade: Callable[[str], float]
 
 
 class Benchmark(Protocol):
@@ -31,3 +31,7 @@ class Benchmark(Protocol):
     name: str
 
     def items(self, *, limit: int, seed: int) -> Sequence[Item]: ...
+
+    def summary(self, items: Sequence[Item], answers: Sequence[str]) -> dict[str, Any]:
+        """The benchmark's official figures, where they are more than the mean grade."""
+        ...

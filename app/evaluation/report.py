@@ -99,8 +99,8 @@ def _loyalty(trial: Trial, dense: Trial | None) -> float | None:
     return _mean([a.answer == b.answer for a, b in zip(trial.results, dense.results, strict=True)])
 
 
-def _by_type(items: Sequence[Item], grades: Sequence[bool]) -> dict[str, dict[str, float]]:
-    of_type: dict[str, list[bool]] = defaultdict(list)
+def _by_type(items: Sequence[Item], grades: Sequence[float]) -> dict[str, dict[str, float]]:
+    of_type: dict[str, list[float]] = defaultdict(list)
     for item, grade in zip(items, grades, strict=True):
         of_type[item.type].append(grade)
     return {
@@ -114,7 +114,7 @@ def _by_type(items: Sequence[Item], grades: Sequence[bool]) -> dict[str, dict[st
 
 
 def _paired(
-    mine: Sequence[bool], theirs: Sequence[bool], clusters: Sequence[int]
+    mine: Sequence[float], theirs: Sequence[float], clusters: Sequence[int]
 ) -> dict[str, float]:
     differences = [float(a) - float(b) for a, b in zip(mine, theirs, strict=True)]
     return {"difference": _mean(differences), "stderr": standard_error(differences, clusters)}

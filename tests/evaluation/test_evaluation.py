@@ -79,7 +79,7 @@ def test_a_budget_that_a_strategy_cannot_meet_is_left_out() -> None:
 
 
 def test_the_demo_benchmark_repeats_itself_and_grades_its_own_answers() -> None:
-    benchmark = BENCHMARKS["demo"]()
+    benchmark = BENCHMARKS["demo"](None)
     first, again = (benchmark.items(limit=30, seed=3) for _ in range(2))
     assert [(i.question, i.image.digest) for i in first] == [
         (i.question, i.image.digest) for i in again

@@ -6,7 +6,11 @@ scorer cases in `tests/evaluation` (right, wrong, malformed, empty; a published 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 from app.evaluation.base import Benchmark
 from app.evaluation.benchmarks.demo import DemoBenchmark
 
-BENCHMARKS: dict[str, type[Benchmark]] = {DemoBenchmark.name: DemoBenchmark}
+BENCHMARKS: dict[str, Callable[[Path | None], Benchmark]] = {DemoBenchmark.name: DemoBenchmark}
+"""Name -> how it is opened: from the folder of its official files, None where it needs none."""

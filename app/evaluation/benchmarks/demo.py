@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from app.core import ImageInput
 from app.demo.held_out import Exam, draw_exams
 from app.demo.questions import Question, is_correct
+from app.errors import InvalidField
 from app.evaluation.base import Item
 
 _QUESTIONS_PER_SCENE = 10
@@ -18,6 +21,13 @@ class DemoBenchmark:
     """One question of each type on every scene, in the order they are drawn."""
 
     name = "demo"
+
+    def __init__(self, data: Path | None = None) -> None:
+        if data is not None:
+            raise InvalidField("the demo benchmark draws its own questions", param="data")
+
+    def summary(self, items: Sequence[Item], answers: Sequence[str]) -> dict[str, Any]:
+        return {}
 
     def items(self, *, limit: int, seed: int) -> Sequence[Item]:
         num_scenes = limit // (_QUESTIONS_PER_SCENE // 2) + 1
@@ -47,5 +57,5 @@ def picture(exam: Exam) -> ImageInput:
     return ImageInput(width=width, height=height, rgb=rgb, digest=digest)
 
 
-def _grade(question: Question, answer: str) -> bool:
-    return is_correct(answer, question)
+def _grade(question: Question, answer: str) -> float:
+    return float(is_correct(answer, question))
