@@ -34,14 +34,17 @@ def demo(
     scenes: Count = None,
     vision_steps: Count = None,
     decoder_steps: Count = None,
+    start: Annotated[
+        Path | None, typer.Option(help="A saved model to go on from instead of from nothing.")
+    ] = None,
     threads: Count = None,
     seed: Annotated[int, typer.Option(help="Of scenes, weights and order.")] = 0,
 ) -> None:
     """Train the embedded model on procedural scenes; run it again to resume."""
-    from app.demo.train import DemoTrainingOptions, train
+    from app.demo.train import DemoTrainingOptions, continued, train
 
     logging.basicConfig(level=logging.INFO)
-    defaults = DemoTrainingOptions()
+    defaults = DemoTrainingOptions() if start is None else continued(start)
     train(
         replace(
             defaults,

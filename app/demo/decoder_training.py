@@ -41,6 +41,7 @@ class DecoderOptions:
     grounding_heads: int = 2
     noun_weight: float = 0.4
     last_weight: float = 0.1
+    tally_weight: float = 0.3
     checkpoint_steps: int = 75
     evaluate_steps: int = 120
     seed: int = 0
@@ -159,8 +160,9 @@ class DecoderTraining:
         answer = (losses * packed.target_weights).sum() / len(packed.questions)
         loss, noun_loss = answer, 0.0
         if states.watched_BHLC is not None:
-            nouns, lasts = self._grounding(states.watched_BHLC, lesson)
+            nouns, lasts, tally = self._grounding(states.watched_BHLC, lesson)
             loss = loss + self.options.noun_weight * nouns + self.options.last_weight * lasts
+            loss = loss + self.options.tally_weight * tally
             noun_loss = nouns.item()
         return StepResult(
             loss=loss,
@@ -169,12 +171,17 @@ class DecoderTraining:
             correct=answers_correct(logits, packed),
         )
 
-    def _grounding(self, watched_BHLC: Tensor, lesson: Lesson) -> tuple[Tensor, Tensor]:
-        """Minus the log of the attention on the named objects, or on <s> where none is named."""
+    def _grounding(self, watched_BHLC: Tensor, lesson: Lesson) -> tuple[Tensor, Tensor, Tensor]:
+        """Minus the log of the attention on the named objects, or on <s> where none is named.
+
+        And, for nouns, how far the next head is from looking at <s> and at the middle of each named
+        object alike: the share of <s> then tells their number.
+        """
         packed, num_prefix = lesson.packed, len(self.decoder.prefix)
         rows, columns = packed.grounded_at
         heads = self.options.grounding_heads
         attention = watched_BHLC[rows, :heads, columns]
+        tally = watched_BHLC[rows, heads, columns]
         wanted = packed.grounded_on.gather(1, lesson.kept[rows])
         nowhere = ~wanted.any(dim=1)
         on_image = (attention[..., num_prefix:] * wanted[:, None]).sum(-1)
@@ -183,7 +190,11 @@ class DecoderTraining:
         last = packed.grounded_last
         # A batch without noun phrases has no noun loss.
         nouns = losses[~last].mean() if (~last).any() else losses.new_zeros(())
-        return nouns, losses[last].mean()
+        tallies = tally_loss(
+            tally, packed.grounded_centres.gather(1, lesson.kept[rows]), num_prefix
+        )
+        tallied = tallies[~last].mean() if (~last).any() else tallies.new_zeros(())
+        return nouns, losses[last].mean(), tallied
 
     def _remember(self, packed: Packed, correct: Tensor) -> None:
         for item, right in zip(packed.questions, correct.tolist(), strict=True):
@@ -200,6 +211,16 @@ class DecoderTraining:
     def _accuracies(self) -> str:
         rows = (f"{name} {sum(v) / len(v):.2f}" for name, v in self._recent.items())
         return " ".join(rows)
+
+
+def tally_loss(attention_NC: Tensor, centres_NV: Tensor, num_prefix: int) -> Tensor:
+    """KL in nats from attention to "the first token and every marked patch alike", one each row."""
+    target = torch.zeros_like(attention_NC)
+    target[:, 0] = 1.0
+    target[:, num_prefix:] = centres_NV.to(target.dtype)
+    target = target / target.sum(dim=1, keepdim=True)
+    entropy = torch.special.xlogy(target, target).sum(dim=1)
+    return entropy - (target * (attention_NC + 1e-6).log()).sum(dim=1)
 
 
 def learning_rate_factor(step: int, num_steps: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from app.demo.packing import Packed, pack
 from app.demo.pool import Pool, pool_scene
 from app.demo.questions import TYPES, Question, ask_questions
-from app.demo.scenes import NUM_PATCHES, Scene, Split, object_patches
+from app.demo.scenes import NUM_PATCHES, Scene, Split, object_marks
 from app.demo.tokens import tokenise
 
 EASY_TYPES = ("exist", "count", "colour", "shape", "size", "corner", "where")
@@ -37,7 +38,21 @@ class Plan:
     batch_size: int = 8
     max_blocks: int = 6
     per_type: int = 3
+    yes_no_relations: int = 3
     max_layer_drop: float = 0.15
+
+    @classmethod
+    def continued(cls, **changes: Any) -> Plan:
+        """For a model that has been through the first stages: hard types at once."""
+        return cls(
+            easy_scenes_until=0,
+            easy_types_until=0,
+            informed_until=0,
+            hard_types_from=0,
+            drill_from=0,
+            drill_until=0.12,
+            **changes,
+        )
 
     def drills(self, progress: float) -> bool:
         """Whether relations are practised on easy scenes with every object in sight."""
@@ -73,16 +88,16 @@ def draw_lesson(
         candidates = np.flatnonzero(pool.num_objects <= MAX_EASY_OBJECTS)
     indexes = np.sort(rng.choice(candidates, plan.batch_size, replace=False))
     asker = Random(int(rng.integers(2**62)))
-    rows, coverage = [], []
+    rows, marks = [], []
     for index in indexes:
         scene, _ = pool_scene(Split.TRAIN, scene_seed, int(index))
         questions = _draw_questions(scene, asker, plan, progress)
         rows.append(tokenise(tokenizer, questions))
-        coverage.append(object_patches(scene))
-    shown = np.stack([cover.any(axis=0) for cover in coverage])
+        marks.append(object_marks(scene))
+    shown = np.stack([each[:, 0].any(axis=0) for each in marks])
     return Lesson(
         scenes=indexes,
-        packed=pack(rows, coverage, max_blocks=plan.max_blocks),
+        packed=pack(rows, marks, max_blocks=plan.max_blocks),
         kept=_draw_kept(rng, shown, informed_only=drill or progress < plan.informed_until),
         skip=_draw_skip(rng, num_layers, plan.max_layer_drop * min(1.0, 2 * progress)),
     )
@@ -97,13 +112,21 @@ def _draw_questions(scene: Scene, asker: Random, plan: Plan, progress: float) ->
         questions = ask_questions(scene, asker, per_type=count)
     elif plan.drills(progress):
         questions = ask_questions(scene, asker, per_type=3 * count, types=RELATION_TYPES)
+        questions += _ask_yes_no(scene, asker, 3 * plan.yes_no_relations)
         questions += ask_questions(scene, asker, per_type=1)
     else:
         others = [name for name in TYPES if name not in HARD_TYPES]
         questions = ask_questions(scene, asker, per_type=count + 1, types=HARD_TYPES)
         questions += ask_questions(scene, asker, per_type=(count + 1) // 2, types=others)
+        questions += _ask_yes_no(scene, asker, plan.yes_no_relations)
     asker.shuffle(questions)
     return questions
+
+
+def _ask_yes_no(scene: Scene, asker: Random, count: int) -> list[Question]:
+    """More of what is learned last: whether a relation that the question names holds."""
+    drawn = ask_questions(scene, asker, per_type=3 * count, types=("position",))
+    return [question for question in drawn if question.answers[0] in ("yes", "no")][:count]
 
 
 def _draw_kept(

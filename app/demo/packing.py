@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.demo.scenes import NUM_PATCHES
 from app.demo.tokens import TokenisedQuestion
 
 BLOCK = 64
@@ -26,6 +25,8 @@ class Packed:
     """Text of a batch [rows, length], the block mask, and what is to be predicted where.
 
     `positions` count from the end of the image; targets, nouns and lasts are (row, column) pairs.
+    `grounded_on` are the patches of the objects that each of those denotes, `grounded_centres` the
+    one patch in the middle of each object.
     """
 
     tokens: Tensor
@@ -38,25 +39,26 @@ class Packed:
     questions: tuple[TokenisedQuestion, ...]
     grounded_at: Tensor
     grounded_on: Tensor
+    grounded_centres: Tensor
     grounded_last: Tensor
 
 
 def pack(
     rows: Sequence[Sequence[TokenisedQuestion]],
-    coverage: Sequence[NDArray[np.bool_]],
+    marks: Sequence[NDArray[np.bool_]],
     *,
     max_blocks: int | None = None,
 ) -> Packed:
     """Lay out each row's questions; those that find no room in `max_blocks` blocks are left out.
 
-    `coverage` is object_patches of each row's scene.
+    `marks` are object_marks of each row's scene.
     """
     layouts = [_place_questions(row, max_blocks) for row in rows]
     used = max((start // BLOCK + 1 for layout in layouts for start, _ in layout), default=1)
     writer = _Writer(len(rows), used)
     for index, layout in enumerate(layouts):
         for segment, (start, item) in enumerate(layout):
-            writer.write(index, start, segment, item, coverage[index])
+            writer.write(index, start, segment, item, marks[index])
     return writer.finish()
 
 
@@ -98,7 +100,7 @@ class _Writer:
         start: int,
         segment: int,
         item: TokenisedQuestion,
-        coverage: NDArray[np.bool_],
+        marks: NDArray[np.bool_],
     ) -> None:
         ids = item.prompt + item.answer
         span = slice(start, start + len(ids))
@@ -113,25 +115,26 @@ class _Writer:
             self.targets.append((row, last + offset, token, kind, len(self.questions)))
         self.questions.append(item)
         for phrase, noun in zip(item.question.phrases, item.nouns, strict=True):
-            self._ground(row, start + noun, coverage, phrase.objects, last=False)
-        self._ground(row, last, coverage, item.question.objects, last=True)
+            self._ground(row, start + noun, marks, phrase.objects, last=False)
+        self._ground(row, last, marks, item.question.objects, last=True)
 
     def _ground(
         self,
         row: int,
         column: int,
-        coverage: NDArray[np.bool_],
+        marks: NDArray[np.bool_],
         objects: tuple[int, ...],
         *,
         last: bool,
     ) -> None:
         self.grounded.append((row, column, last))
-        named: NDArray[np.bool_] = np.logical_or.reduce(coverage[list(objects)], axis=0)
+        named: NDArray[np.bool_] = np.logical_or.reduce(marks[list(objects)], axis=0)
         self.grounded_on.append(named)
 
     def finish(self) -> Packed:
         rows, columns, ids, weights, owners = zip(*self.targets, strict=True)
         grounded = np.array(self.grounded)
+        covers, centres = torch.from_numpy(np.array(self.grounded_on)).unbind(1)
         return Packed(
             tokens=torch.from_numpy(self.tokens),
             positions=torch.from_numpy(self.positions),
@@ -142,7 +145,8 @@ class _Writer:
             target_question=torch.tensor(owners),
             questions=tuple(self.questions),
             grounded_at=torch.from_numpy(grounded[:, :2].T.copy()),
-            grounded_on=torch.from_numpy(np.array(self.grounded_on).reshape(-1, NUM_PATCHES)),
+            grounded_on=covers,
+            grounded_centres=centres,
             grounded_last=torch.from_numpy(grounded[:, 2].astype(bool)),
         )
 

@@ -14,15 +14,14 @@ from tqdm import tqdm
 
 from app.demo.scenes import (
     COLOURS,
-    GRID,
     IMAGE_SIZE,
     NUM_PATCHES,
-    PATCH_SIZE,
     SHAPES,
     SIZES,
     Scene,
     Split,
     draw_scene,
+    object_centres,
     patch_pixels,
     render,
     scene_rng,
@@ -81,15 +80,8 @@ def label_patches(scene: Scene) -> NDArray[np.int8]:
         zip(classes, (len(COLOURS), len(SHAPES), len(SIZES)), strict=True)
     ):
         rows[row] = np.where(shown, np.array(values, np.int8)[owner], background)
-    rows[3] = 0
-    for item in scene.objects:
-        rows[3, centre_patch(item.x, item.y)] = 1
+    rows[3] = object_centres(scene).any(axis=0)
     return rows
-
-
-def centre_patch(x: float, y: float) -> int:
-    row, column = (int(v * IMAGE_SIZE) // PATCH_SIZE for v in (y, x))
-    return row * GRID + column
 
 
 def load_pool(folder: Path, *, num_scenes: int, seed: int, workers: int) -> Pool:

@@ -154,6 +154,20 @@ def object_patches(scene: Scene) -> NDArray[np.bool_]:
     return covered
 
 
+def object_centres(scene: Scene) -> NDArray[np.bool_]:
+    """The visual token on which each object is centred: bool [objects, 196], one a row."""
+    centres = np.zeros((len(scene.objects), NUM_PATCHES), bool)
+    for index, item in enumerate(scene.objects):
+        row, column = (int(v * IMAGE_SIZE) // PATCH_SIZE for v in (item.y, item.x))
+        centres[index, row * GRID + column] = True
+    return centres
+
+
+def object_marks(scene: Scene) -> NDArray[np.bool_]:
+    """object_patches and object_centres side by side: bool [objects, 2, 196]."""
+    return np.stack([object_patches(scene), object_centres(scene)], axis=1)
+
+
 def _draw_count(rng: np.random.Generator) -> int:
     return int(rng.integers(1, 4)) if rng.random() < 0.2 else int(rng.integers(2, MAX_OBJECTS + 1))
 

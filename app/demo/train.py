@@ -22,8 +22,8 @@ from app.demo.held_out import Score, draw_exams, score
 from app.demo.lessons import Plan
 from app.demo.model import build_model, encode_images, to_pixels
 from app.demo.packing import pack
-from app.demo.pool import load_pool
-from app.demo.scenes import NUM_PATCHES, object_patches
+from app.demo.pool import Pool, load_pool
+from app.demo.scenes import NUM_PATCHES, object_marks
 from app.demo.tokens import IMAGE, build_processor, tokenise, train_tokenizer, word_ids
 from app.demo.vision import WORDS, VisionOptions, WordBook, train_vision
 
@@ -42,6 +42,8 @@ class DemoTrainingOptions:
     num_scenes: int = 24000
     num_threads: int = 2
     seed: int = 0
+    # A saved model to go on from, vision and words as they are; None: from nothing.
+    start: Path | None = None
     evaluation_scenes: int = 150
     # An unfinished model is exported as soon as it answers this share of the questions.
     export_from: float = 0.7
@@ -50,27 +52,28 @@ class DemoTrainingOptions:
     plan: Plan = field(default_factory=Plan)
 
 
+def continued(start: Path) -> DemoTrainingOptions:
+    """The second run of the recipe: hard types at once, more text a step, a lower peak rate."""
+    return DemoTrainingOptions(
+        start=start,
+        decoder=DecoderOptions(num_steps=1200, muon_lr=0.008, adam_lr=1e-3),
+        plan=Plan.continued(max_blocks=8),
+    )
+
+
 def train(options: DemoTrainingOptions) -> None:
     """Train and save the model; writes checkpoints to `work` and weights to `output`."""
     torch.set_num_threads(options.num_threads)
     torch.manual_seed(options.seed)
-    tokenizer = _load_tokenizer(options)
+    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(_tokenizer_folder(options))
     pool = load_pool(
         options.work,
         num_scenes=options.num_scenes,
         seed=options.seed,
         workers=options.num_threads,
     )
-    model = build_model(
-        vocab_size=len(tokenizer),
-        pad_id=tokenizer.pad_token_id,
-        bos_id=tokenizer.bos_token_id,
-        eos_id=tokenizer.eos_token_id,
-        image_id=tokenizer.convert_tokens_to_ids(IMAGE),
-    )
-    book = train_vision(model, pool, options.work, replace(options.vision, seed=options.seed))
+    model = _begin(options, tokenizer, pool)
     model.requires_grad_(False)
-    teach_words(model, tokenizer, book)
     model.model.language_model.requires_grad_(True)
     model.lm_head.requires_grad_(True)
     decoder_options = replace(options.decoder, seed=options.seed, scene_seed=options.seed)
@@ -85,6 +88,24 @@ def train(options: DemoTrainingOptions) -> None:
 
     training.run(evaluate)
     export(model, tokenizer, options.output)
+
+
+def _begin(
+    options: DemoTrainingOptions, tokenizer: PreTrainedTokenizerFast, pool: Pool
+) -> LlavaForConditionalGeneration:
+    """What the decoder's training starts from."""
+    if options.start is not None:
+        return LlavaForConditionalGeneration.from_pretrained(options.start)
+    model = build_model(
+        vocab_size=len(tokenizer),
+        pad_id=tokenizer.pad_token_id,
+        bos_id=tokenizer.bos_token_id,
+        eos_id=tokenizer.eos_token_id,
+        image_id=tokenizer.convert_tokens_to_ids(IMAGE),
+    )
+    book = train_vision(model, pool, options.work, replace(options.vision, seed=options.seed))
+    teach_words(model, tokenizer, book)
+    return model
 
 
 @torch.no_grad()
@@ -113,7 +134,7 @@ def evaluate_packed(
         batch = exams[start : start + EVALUATION_ROWS]
         packed = pack(
             [tokenise(tokenizer, exam.questions) for exam in batch],
-            [object_patches(exam.scene) for exam in batch],
+            [object_marks(exam.scene) for exam in batch],
         )
         pixels = torch.cat([to_pixels(exam.image[None]) for exam in batch])
         kept = torch.arange(NUM_PATCHES).expand(len(batch), -1)
@@ -143,10 +164,11 @@ def export(
     logger.info("exported to %s", folder)
 
 
-def _load_tokenizer(options: DemoTrainingOptions) -> PreTrainedTokenizerFast:
+def _tokenizer_folder(options: DemoTrainingOptions) -> Path:
+    if options.start is not None:
+        return options.start
     folder = options.work / "tokenizer"
     if not (folder / "tokenizer.json").exists():
         num_scenes = min(TOKENIZER_SCENES, options.num_scenes)
         train_tokenizer(options.seed, num_scenes).save_pretrained(folder)
-    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder)
-    return tokenizer
+    return folder

@@ -18,7 +18,7 @@ from app.demo.model import build_model
 from app.demo.muon import orthogonalise
 from app.demo.packing import pack
 from app.demo.questions import ask_questions
-from app.demo.scenes import NUM_PATCHES, Split, draw_scene, object_patches, scene_rng
+from app.demo.scenes import NUM_PATCHES, Split, draw_scene, object_marks, scene_rng
 from app.demo.tokens import prefix_ids, tokenise, train_tokenizer
 from app.demo.train import DemoTrainingOptions, train
 from app.demo.vision import VisionOptions
@@ -51,7 +51,7 @@ def test_packed_questions_get_the_logits_that_transformers_gives_them_alone() ->
     model = build_model(vocab_size=len(tokenizer), pad_id=0, bos_id=1, eos_id=2, image_id=3)
     scene = draw_scene(scene_rng(Split.TEST, 4, 0))
     questions = ask_questions(scene, Random(0), per_type=1)
-    packed = pack([tokenise(tokenizer, questions)], [object_patches(scene)])
+    packed = pack([tokenise(tokenizer, questions)], [object_marks(scene)])
     prefix, visual = prefix_ids(tokenizer), torch.randn(1, NUM_PATCHES, 128) * 0.3
     decoder = PackedDecoder(model, prefix)
     with torch.no_grad():
