@@ -31,20 +31,22 @@ def score(
         Path | None, typer.Option(help="Official labels; not needed where answers carry them.")
     ] = None,
     questions: Annotated[
-        Path | None, typer.Option(help="LLaVA's question file: the order of the answers (pope).")
+        Path | None, typer.Option(help="LLaVA's question file: ids and order of the answers.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
 ) -> None:
     """Grade a file of answers. Accuracies are shares of 1; MME, LLaVA-Bench, MM-Vet in points."""
     from app.errors import AllrounderError
     from app.evaluation.benchmarks import LOCAL
+    from app.evaluation.local import ScoreFiles
 
     by_spelling = {_spelling(name): name for name in LOCAL} | _ALSO
     name = by_spelling.get(_spelling(benchmark))
     if name is None:
         raise _refused(f"unknown benchmark {benchmark!r}; known: {', '.join(LOCAL)}")
+    files = ScoreFiles(answers=answers, labels=labels, questions=questions)
     try:
-        found = LOCAL[name].score(labels=labels, questions=questions, answers=answers)
+        found = LOCAL[name].score(files)
     except AllrounderError as err:
         raise _refused(f"--{err.param} {err.message}") from err
     report = {"benchmark": name, **found}

@@ -12,9 +12,9 @@ from typing import Any
 from app.evaluation.files import is_table, read_records, read_table, unusable
 from app.evaluation.reading import bare_question
 
-FIRST_IDS = 10
+FIRSTID_KEYS = 10
 KINDS = ("missing", "extra", "duplicated", "malformed", "empty", "unreadable")
-_IDS = ("question_id", "questionId", "index", "id", "pid")
+ID_KEYS = ("question_id", "questionId", "index", "id", "pid")
 _TEXTS = ("prediction", "text", "answer", "response", "output")
 _PROMPTS = ("prompt", "question")
 
@@ -73,7 +73,8 @@ class Problems:
 
     def report(self) -> dict[str, dict[str, Any]]:
         return {
-            kind: {"count": len(ids), "first": ids[:FIRST_IDS]} for kind, ids in self.found.items()
+            kind: {"count": len(ids), "first": ids[:FIRSTID_KEYS]}
+            for kind, ids in self.found.items()
         }
 
 
@@ -85,7 +86,7 @@ def read_answers(path: Path) -> list[Given]:
     if not records:
         raise unusable(path, "holds no answers", param="answers")
     only = records[0].value if len(records) == 1 else None
-    if isinstance(only, dict) and not set(_IDS) & set(only):
+    if isinstance(only, dict) and not set(ID_KEYS) & set(only):
         return [
             _given(f"entry {key!r}", value if isinstance(value, dict) else {"text": value}, key)
             for key, value in only.items()
@@ -95,7 +96,7 @@ def read_answers(path: Path) -> list[Given]:
 
 def _from_table(path: Path) -> list[Given]:
     rows = read_table(path, ("prediction",), param="answers")
-    id_column = next((name for name in _IDS if name in rows[0]), None)
+    id_column = next((name for name in ID_KEYS if name in rows[0]), None)
     if id_column is None:
         raise unusable(path, "has no column 'index'", param="answers")
     return [
@@ -107,7 +108,7 @@ def _from_table(path: Path) -> list[Given]:
 def _given(place: str, value: Any, key: str | None) -> Given:
     if not isinstance(value, dict):
         return Given(place=place)
-    name = key if key is not None else next((value[k] for k in _IDS if k in value), "")
+    name = key if key is not None else next((value[k] for k in ID_KEYS if k in value), "")
     text = next((value[k] for k in _TEXTS if k in value), None)
     prompt = next((value[k] for k in _PROMPTS if k in value), "")
     kind = value.get("category", "")

@@ -1,6 +1,7 @@
 """Untrusted local files to records; every failure is an InvalidField that names the file.
 
-Knows nothing of benchmarks. `param` is the option the file came by: data, labels, questions, answers.
+Knows nothing of benchmarks. `param` is the option by which a file came: data, labels, questions
+or answers.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def read_object(path: Path, *, param: str) -> dict[str, Any]:
 
 
 def read_records(path: Path, *, param: str) -> list[Record]:
-    """A JSON array, an object (one record: itself), or JSON lines, each with a trailing comma or not.
+    """A JSON array, an object (one record: itself), or JSON lines, with trailing commas or without.
 
     Lines that are no JSON come back with the value None, in their place.
     """

@@ -7,15 +7,16 @@ import binascii
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from app.core import ImageInput
 from app.errors import InvalidField
-from app.evaluation.answers import Given, Problems, Row, join, read_answers
+from app.evaluation.answers import ID_KEYS, Given, Problems, Row, join, read_answers
 from app.evaluation.base import Item
-from app.evaluation.files import unusable
+from app.evaluation.files import read_rows, unusable
 from app.intake.images import decode_image
 
 _KEPT_PICTURES = 16
@@ -45,6 +46,15 @@ class Asked(Item):
 
 
 Grade = Callable[[Row, str], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreFiles:
+    """What is handed in to be graded; labels and questions as the benchmark needs them."""
+
+    answers: Path
+    labels: Path | None = None
+    questions: Path | None = None
 
 
 class LocalBenchmark(ABC):
@@ -78,7 +88,7 @@ class LocalBenchmark(ABC):
         """0 to 1 for any text."""
 
     @staticmethod
-    def understood(row: Row, answer: str) -> bool:
+    def understood(_row: Row, _answer: str, /) -> bool:
         """Whether the answer holds what is graded (a letter, a yes or no), right or wrong."""
         return True
 
@@ -86,11 +96,21 @@ class LocalBenchmark(ABC):
         return self.labelled(self.label_file(), param="data")
 
     @classmethod
-    def score(cls, *, labels: Path | None, questions: Path | None, answers: Path) -> dict[str, Any]:
-        """Grade a file of answers. Raises InvalidField with `param` labels, questions or answers."""
+    def score(cls, files: ScoreFiles) -> dict[str, Any]:
+        """Grade a file of answers. Raises InvalidField whose `param` names one of the files."""
         problems = Problems()
-        rows = cls.labelled(within(labels, cls.label_files), param="labels")
-        return cls.report(rows, join(rows, cls.given(answers), problems), problems)
+        rows = cls.labelled(within(files.labels, cls.label_files), param="labels")
+        if files.questions is not None:
+            rows = cls.in_order_of(files.questions, rows)
+        return cls.report(rows, join(rows, cls.given(files.answers), problems), problems)
+
+    @classmethod
+    def in_order_of(cls, questions: Path, rows: Sequence[Row]) -> list[Row]:
+        """Rows as a question file has them, those it does not ask last."""
+        lines = read_rows(questions, (), param="questions")
+        names = [str(line[key]) for line in lines for key in ID_KEYS if key in line]
+        places = {name: place for place, name in reversed(list(enumerate(names)))}
+        return sorted(rows, key=lambda row: places.get(row.id, len(names)))
 
     @classmethod
     def given(cls, answers: Path) -> list[Given]:

@@ -16,30 +16,37 @@ YES_OR_NO = "Please answer yes or no."
 
 _ALONE = re.compile(r"[(\[]?([A-Ja-j])[)\]]?[.:,]?")
 _LEADING = re.compile(r"(?:[(\[]([A-J])[)\]][.:]?|([A-J])[.:)])(?:\s|$)|([A-J])\n")
-_STATED = re.compile(r"\b[Aa]nswer(?: is|:)\s*(?:[Oo]ption )?\(?([A-J])\b\)?(?!['’])")
+_STATED = re.compile(r"\b[Aa]nswer(?: is|:)\s*(?:[Oo]ption )?\(?([A-J])\b\)?(?!')")
 _SUFFIXES = (ONE_WORD, ONE_LETTER, ONE_LETTER_CN, YES_OR_NO)
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
 
 # The normalisation of VQA's evaluation server, as M4C and LLaVA apply it to TextVQA.
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _PERIOD = re.compile(r"\.(?!\d)")
 _NUMBERS = {
     word: str(value)
-    for value, word in enumerate("zero one two three four five six seven eight nine ten".split())
+    for value, word in enumerate(
+        ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    )
 } | {"none": "0"}
 _ARTICLES = ("a", "an", "the")
-_CONTRACTED = """
+_CONTRACTED = _words("""
     ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd
     how'll how's isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock
     oughtn't shan't should've shouldn't somebody'll somebody's someone'd someone'll someone's
     something'd something'll that's there'd there're there's they'd they'll they're they've 'twas
     wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd who'll
     who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
-""".split()
-_TWICE_CONTRACTED = """
+""")
+_TWICE_CONTRACTED = _words("""
     couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've
     someone'd've something'd've there'd've they'd've we'd've who'd've wouldn't've y'all'll
     y'all'd've you'd've
-""".split()
+""")
 
 
 def _without_one_apostrophe(word: str) -> list[str]:

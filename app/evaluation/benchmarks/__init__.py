@@ -1,8 +1,8 @@
 """Benchmarks by name.
 
-To add one: a file here with a class that satisfies `Benchmark` (for local files: a `LocalBenchmark`),
-one line in a registry below, and scorer cases in `tests/evaluation` (right, wrong, malformed,
-empty; a published score reproduced).
+To add one: a file here with a class that satisfies `Benchmark` (from local files: a subclass of
+`LocalBenchmark`), one line in a registry below, and scorer cases in `tests/evaluation` (right,
+wrong, malformed, empty; a published score reproduced).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from app.evaluation.answers import Given, Problems, Row, join, read_answers
 from app.evaluation.benchmarks.choices import MultipleChoice, asked
 from app.evaluation.files import read_records, read_rows, unusable
-from app.evaluation.local import LocalBenchmark, mean, within
+from app.evaluation.local import LocalBenchmark, ScoreFiles, mean, within
 from app.evaluation.reading import LETTERS, ONE_WORD
 
 _FILES = "aokvqa_v1p0_val.json and val2017/*.jpg (COCO 2017)"
@@ -42,11 +42,11 @@ class AOkvqa(MultipleChoice):
         ]
 
     @classmethod
-    def score(cls, *, labels: Path | None, questions: Path | None, answers: Path) -> dict[str, Any]:
-        path = within(labels, _LABELS)
-        official = _official(answers)
+    def score(cls, files: ScoreFiles) -> dict[str, Any]:
+        path = within(files.labels, _LABELS)
+        official = _official(files.answers)
         if official is None:
-            return super().score(labels=labels, questions=questions, answers=answers)
+            return super().score(files)
         problems = Problems()
         found: dict[str, Any] = {}
         chosen, spoken = (_setting(official, name) for name in ("multiple_choice", "direct_answer"))

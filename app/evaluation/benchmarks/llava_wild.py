@@ -13,7 +13,7 @@ from app.evaluation.answers import Given, Problems, Row, join, read_answers
 from app.evaluation.base import Item
 from app.evaluation.files import read_records, read_rows
 from app.evaluation.judges import FULL_SCORE, Judge, Verdict, WordOverlap
-from app.evaluation.local import LocalBenchmark, mean, within
+from app.evaluation.local import LocalBenchmark, ScoreFiles, mean, within
 
 _PREFIX = "llava_bench_"
 
@@ -79,9 +79,10 @@ class LlavaBenchInTheWild(LocalBenchmark):
         return _relative(rows, list(verdicts))
 
     @classmethod
-    def score(cls, *, labels: Path | None, questions: Path | None, answers: Path) -> dict[str, Any]:
+    def score(cls, files: ScoreFiles) -> dict[str, Any]:
         problems = Problems()
-        reviews = _reviews(answers)
+        reviews = _reviews(files.answers)
+        labels = files.labels or files.questions
         if labels is None:
             rows = list(
                 {given.id: Row(id=given.id, type=given.type) for given, _ in reviews}.values()

@@ -13,7 +13,7 @@ from app.evaluation.answers import Problems, Row
 from app.evaluation.base import Item
 from app.evaluation.files import read_json, read_object, read_rows, unusable
 from app.evaluation.judges import parts_named
-from app.evaluation.local import LocalBenchmark, mean, within
+from app.evaluation.local import LocalBenchmark, ScoreFiles, mean, within
 
 
 class MmVet(LocalBenchmark):
@@ -63,9 +63,10 @@ class MmVet(LocalBenchmark):
         return {}
 
     @classmethod
-    def score(cls, *, labels: Path | None, questions: Path | None, answers: Path) -> dict[str, Any]:
+    def score(cls, files: ScoreFiles) -> dict[str, Any]:
         problems = Problems()
-        grades = _gradings(answers, problems)
+        grades = _gradings(files.answers, problems)
+        labels = files.labels or files.questions
         if labels is None:
             rows = [Row(id=name) for name in grades]
         else:

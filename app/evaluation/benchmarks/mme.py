@@ -11,7 +11,7 @@ from app.core import ImageInput
 from app.errors import InvalidField
 from app.evaluation.answers import Given, Problems, Row, join, renamed
 from app.evaluation.files import read_text, unusable
-from app.evaluation.local import LocalBenchmark
+from app.evaluation.local import LocalBenchmark, ScoreFiles
 from app.evaluation.reading import ONE_WORD, YES_OR_NO, bare_question, mme_says
 
 PERCEPTION = (
@@ -68,14 +68,16 @@ class Mme(LocalBenchmark):
         return rows
 
     @classmethod
-    def score(cls, *, labels: Path | None, questions: Path | None, answers: Path) -> dict[str, Any]:
-        if labels is None and not answers.is_dir():
+    def score(cls, files: ScoreFiles) -> dict[str, Any]:
+        if files.labels is None and not files.answers.is_dir():
             raise InvalidField("is needed: lines of answers carry no labels", param="labels")
-        rows = [] if labels is None else cls.labelled(labels, param="labels")
-        if answers.is_dir():
-            return cls._score_folder(rows, answers)
+        rows = [] if files.labels is None else cls.labelled(files.labels, param="labels")
+        if files.questions is not None:
+            rows = cls.in_order_of(files.questions, rows)
+        if files.answers.is_dir():
+            return cls._score_folder(rows, files.answers)
         problems = Problems()
-        given = renamed(cls.given(answers), _canonical)
+        given = renamed(cls.given(files.answers), _canonical)
         return cls.report(rows, join(rows, given, problems), problems)
 
     @classmethod
@@ -101,7 +103,7 @@ class Mme(LocalBenchmark):
         return float(mme_says(answer) == row.label)
 
     @staticmethod
-    def understood(row: Row, answer: str) -> bool:
+    def understood(_row: Row, answer: str, /) -> bool:
         return mme_says(answer) is not None
 
     @classmethod
@@ -129,7 +131,7 @@ class Mme(LocalBenchmark):
 def _points(pictures: Sequence[Sequence[float]]) -> float:
     grades = [grade for picture in pictures for grade in picture]
     both = sum(len(picture) > 1 and all(picture) for picture in pictures)
-    return 100 * (sum(grades) / len(grades) + both / len(pictures))
+    return 100 * sum(grades) / len(grades) + 100 * both / len(pictures)
 
 
 def _task(folder: Path, task: str, *, param: str) -> list[Row]:

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from app.errors import InvalidField
 from app.evaluation.answers import Problems, Row, join
 from app.evaluation.files import read_rows, unusable
-from app.evaluation.local import LocalBenchmark
+from app.evaluation.local import LocalBenchmark, ScoreFiles
 from app.evaluation.reading import ONE_WORD, bare_question, pope_says
 
 _SPLITS = ("adversarial", "popular", "random")
@@ -41,14 +42,31 @@ class Pope(LocalBenchmark):
         return self.labelled(self.data, param="data")
 
     @classmethod
-    def score(cls, *, labels: Path | None, questions: Path | None, answers: Path) -> dict[str, Any]:
+    def score(cls, files: ScoreFiles) -> dict[str, Any]:
+        if files.labels is None:
+            raise InvalidField("is needed: the folder of coco_pope_*.json", param="labels")
         problems = Problems()
-        rows = cls.labelled(labels or answers, param="labels")
-        if questions is not None:
-            rows = _in_order_of(
-                read_rows(questions, ("question_id", "text"), param="questions"), rows
-            )
-        return cls.report(rows, join(rows, cls.given(answers), problems), problems)
+        rows = cls.labelled(files.labels, param="labels")
+        if files.questions is not None:
+            rows = cls.in_order_of(files.questions, rows)
+        return cls.report(rows, join(rows, cls.given(files.answers), problems), problems)
+
+    @classmethod
+    def in_order_of(cls, questions: Path, rows: Sequence[Row]) -> list[Row]:
+        """Joined by split, picture and question; ids become those of the question file."""
+        left: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+        for row in rows:
+            left[row.type, row.picture, bare_question(row.text)].append(row)
+        splits = {row.type for row in rows}
+        asked = []
+        for line in read_rows(questions, ("question_id", "text"), param="questions"):
+            split = str(line.get("category", ""))
+            if len(splits) == 1 and split not in splits:
+                split = next(iter(splits))
+            same = left[split, str(line.get("image", "")), bare_question(str(line["text"]))]
+            if same:
+                asked.append(replace(same.pop(0), id=str(line["question_id"])))
+        return asked + [row for found in left.values() for row in found]
 
     @classmethod
     def labelled(cls, path: Path, *, param: str) -> list[Row]:
@@ -105,19 +123,3 @@ def _split(path: Path, *, param: str) -> list[Row]:
             )
         )
     return rows
-
-
-def _in_order_of(questions: Sequence[dict[str, Any]], rows: Sequence[Row]) -> list[Row]:
-    """Rows as the question file has them, under its ids; rows it does not ask come last."""
-    left: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
-    only = {row.type for row in rows}
-    for row in rows:
-        left[row.type, row.picture, bare_question(row.text)].append(row)
-    asked = []
-    for question in questions:
-        split = str(question.get("category", ""))
-        split = split if split in only or len(only) > 1 else next(iter(only))
-        same = left[split, str(question.get("image", "")), bare_question(str(question["text"]))]
-        if same:
-            asked.append(replace(same.pop(0), id=str(question["question_id"])))
-    return asked + [row for found in left.values() for row in found]

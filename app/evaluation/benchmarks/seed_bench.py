@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ from app.errors import InvalidField
 from app.evaluation.answers import Given, Row, read_answers
 from app.evaluation.benchmarks.choices import MultipleChoice, asked
 from app.evaluation.files import read_json, read_records, unusable
-from app.evaluation.local import by_type, mean
+from app.evaluation.local import ScoreFiles, by_type, mean
 from app.evaluation.reading import LETTERS
 
 _CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
@@ -32,8 +33,8 @@ class SeedBench(MultipleChoice):
     picture_folders: ClassVar[tuple[str, ...]] = ("SEED-Bench-image", "images", ".")
 
     @classmethod
-    def score(cls, *, labels: Path | None, questions: Path | None, answers: Path) -> dict[str, Any]:
-        return super().score(labels=labels or answers, questions=questions, answers=answers)
+    def score(cls, files: ScoreFiles) -> dict[str, Any]:
+        return super().score(replace(files, labels=files.labels or files.answers))
 
     @classmethod
     def labelled(cls, path: Path, *, param: str) -> list[Row]:
