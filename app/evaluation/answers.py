@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,7 @@ def join(rows: Sequence[Row], given: Iterable[Given], problems: Problems) -> lis
             usable.append((answer, candidates))
         else:
             problems.add("extra", answer.name)
-    chosen = _assigned(rows, usable)
+    chosen = _assigned(usable)
     texts: list[str | None] = [None] * len(rows)
     for n, (answer, _) in enumerate(usable):
         if n not in chosen:
@@ -184,28 +184,38 @@ def _asked(prompt: str) -> set[str]:
     return {bare for bare in map(bare_question, lines) if bare}
 
 
-def _assigned(
-    rows: Sequence[Row], usable: Sequence[tuple[Given, tuple[int, ...]]]
-) -> dict[int, int]:
+def _assigned(usable: Sequence[tuple[Given, tuple[int, ...]]]) -> dict[int, int]:
     """Place in `usable` -> row."""
-    chosen: dict[int, int] = {}
-    taken: set[int] = set()
-    if any(len(candidates) > 1 for _, candidates in usable):
-        alike = {idx: candidates for _, candidates in usable for idx in candidates}
-        order = SequenceMatcher(
-            None,
-            [alike.get(idx) for idx in range(len(rows))],
-            [candidates for _, candidates in usable],
-            autojunk=False,
-        )
-        for first_row, first, size in order.get_matching_blocks():
-            chosen |= {first + n: first_row + n for n in range(size)}
-        taken = set(chosen.values())
-    for n, (_, candidates) in enumerate(usable):
+    fitting = [candidates for _, candidates in usable]
+    chosen = _in_common_order(fitting) if any(len(rows) > 1 for rows in fitting) else {}
+    taken = set(chosen.values())
+    for place, candidates in enumerate(fitting):
         free = next((idx for idx in candidates if idx not in taken), None)
-        if n not in chosen and free is not None:
-            chosen[n] = free
+        if place not in chosen and free is not None:
+            chosen[place] = free
             taken.add(free)
+    return chosen
+
+
+def _in_common_order(fitting: Sequence[tuple[int, ...]]) -> dict[int, int]:
+    """The longest common subsequence of answers and rows (Hunt and Szymanski, 1977).
+
+    It is the longest run of rising rows: `ends[n]` is the smallest row that ends one of n + 1.
+    """
+    ends: list[int] = []
+    last: list[int] = []
+    pairs: list[tuple[int, int, int]] = []
+    for place, candidates in enumerate(fitting):
+        for row in sorted(candidates, reverse=True):
+            length = bisect_left(ends, row)
+            pairs.append((place, row, last[length - 1] if length else -1))
+            ends[length : length + 1] = [row]
+            last[length : length + 1] = [len(pairs) - 1]
+    chosen: dict[int, int] = {}
+    current = last[-1] if last else -1
+    while current >= 0:
+        place, row, current = pairs[current]
+        chosen[place] = row
     return chosen
 
 

@@ -41,6 +41,8 @@ class ScienceQA(MultipleChoice):
         ids = list(found) if isinstance(found, dict) else []
         if splits.is_file():
             ids = read_object(splits, param=param).get("test", [])
+        if not ids:
+            raise unusable(path, "holds no problems of the split test", param=param)
         return [_from_problem(path, str(pid), found, param=param) for pid in ids]
 
     @classmethod
