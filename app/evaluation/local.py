@@ -67,8 +67,8 @@ class LocalBenchmark(ABC):
         label_files: patterns of the file of labels inside the folder, the preferred one first.
     """
 
-    name: ClassVar[str]
-    files: ClassVar[str]
+    name: str
+    files: str
     label_files: ClassVar[tuple[str, ...]]
     picture_folders: ClassVar[tuple[str, ...]] = ("images", ".")
 

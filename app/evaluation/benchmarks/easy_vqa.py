@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,6 +14,8 @@ from app.evaluation.answers import Row
 from app.evaluation.files import read_json, unusable
 from app.evaluation.local import MAX_PICTURE_BYTES, LocalBenchmark, decoded, first_file
 from app.evaluation.reading import ONE_WORD, exact_words
+
+_BROKEN = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError)
 
 
 class EasyVqa(LocalBenchmark):
@@ -55,19 +59,29 @@ class EasyVqa(LocalBenchmark):
         return float(exact_words(answer) == exact_words(row.label))
 
     def picture(self, name: str) -> ImageInput:
-        split = self.label_file().name.partition("_")[0]
-        archive = first_file(self.data, (f"{split}_images.zip",))
-        if archive is not None:
-            return decoded(self._unpacked(archive, f"{split}/images/{name}"), name)
-        if (self.data / split / "images" / name).is_file():
-            return super().picture(f"{split}/images/{name}")
-        return super().picture(name)
+        if self._archive is not None:
+            return decoded(self._unpacked(self._archive, f"{self._split}/images/{name}"), name)
+        inner = f"{self._split}/images/{name}"
+        return super().picture(inner if (self.data / inner).is_file() else name)
 
-    def _unpacked(self, archive: Path, member: str) -> bytes:
+    @cached_property
+    def _split(self) -> str:
+        return self.label_file().name.partition("_")[0]
+
+    @cached_property
+    def _archive(self) -> zipfile.ZipFile | None:
+        """Held in memory: a few megabytes, whose table of contents is slow to read."""
+        path = first_file(self.data, (f"{self._split}_images.zip",))
         try:
-            with zipfile.ZipFile(archive) as opened, opened.open(member) as stream:
+            return None if path is None else zipfile.ZipFile(BytesIO(path.read_bytes()))
+        except (*_BROKEN, OSError):
+            raise self.lacking(f"{path} cannot be unpacked") from None
+
+    def _unpacked(self, archive: zipfile.ZipFile, member: str) -> bytes:
+        try:
+            with archive.open(member) as stream:
                 return stream.read(MAX_PICTURE_BYTES + 1)
         except KeyError:
-            raise self.lacking(f"{archive} has no {member}") from None
-        except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError):
-            raise unusable(archive, "cannot be unpacked", param="data") from None
+            raise self.lacking(f"{self._split}_images.zip has no {member}") from None
+        except _BROKEN:
+            raise self.lacking(f"{self._split}_images.zip cannot be unpacked") from None

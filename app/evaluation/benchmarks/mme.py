@@ -136,9 +136,9 @@ def _points(pictures: Sequence[Sequence[float]]) -> float:
 
 def _task(folder: Path, task: str, *, param: str) -> list[Row]:
     table = folder / f"{task}.txt"
+    lines: list[tuple[Path, int, list[str]]]
     if table.is_file():
-        cells = [(place, *line) for place, line in _lines(table, param=param)]
-        lines = [(table, place, parts) for place, *parts in cells]
+        lines = [(table, place, parts) for place, parts in _lines(table, param=param)]
     else:
         inner = folder / task / "questions_answers_YN"
         paths = sorted((inner if inner.is_dir() else folder / task).glob("*.txt"))
