@@ -32,6 +32,13 @@ def test_json_has_the_figures_and_the_problems(tmp_path: Path) -> None:
     assert report["problems"]["missing"] == {"count": 1, "first": ["1"]}
 
 
+def test_scoring_has_help_of_its_own_beside_the_runs() -> None:
+    for command, option in (("score", "--labels"), ("", "--strategies")):
+        result = CliRunner().invoke(cli, ["evaluate", *command.split(), "--help"])
+        assert result.exit_code == 0
+        assert option in result.output
+
+
 def test_text_has_a_line_a_figure_and_a_problem(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, _arguments(tmp_path))
     assert result.exit_code == 0, result.stderr
