@@ -70,8 +70,13 @@ class Adapter(Protocol):
         """One user message, images first, through the model's own chat template."""
         ...
 
-    def encode(self, images: Sequence[ImageInput]) -> list[VisualTokens]:
-        """Projected visual tokens of each image; one batch, never pruned."""
+    def encode(
+        self, images: Sequence[ImageInput], *, with_facts: bool = False
+    ) -> list[VisualTokens]:
+        """Projected visual tokens of each image; one batch, never pruned.
+
+        With facts, the same tokens and what the vision tower showed of them.
+        """
         ...
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:

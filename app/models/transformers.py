@@ -155,8 +155,10 @@ class TransformersAdapter:
     def prompt(self, question: str, layouts: Sequence[ImageLayout]) -> Prompt:
         return self._prompts.build(question, layouts)
 
-    def encode(self, images: Sequence[ImageInput]) -> list[VisualTokens]:
-        return self._family.encode(self._model, self._processor, images)
+    def encode(
+        self, images: Sequence[ImageInput], *, with_facts: bool = False
+    ) -> list[VisualTokens]:
+        return self._family.encode(self._model, self._processor, images, with_facts=with_facts)
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         ids = torch.tensor(list(token_ids), device=self._model.device)
@@ -198,6 +200,7 @@ def _geometry(config: Any, model: PreTrainedModel, family: Family) -> ModelGeome
         max_positions=config.max_position_embeddings,
         bytes_per_value=model.dtype.itemsize,
         protected_layers=family.protected_layers(model),
+        vision=family.tower(model).geometry,
     )
 
 
