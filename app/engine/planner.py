@@ -6,15 +6,17 @@ The only place where adapters, strategies and the router meet.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import Tensor
-
-from app.core import BudgetRequest, ChatRequest, Plan, PromptShape, StrategyInfo
+from app.core import BudgetRequest, ChatRequest, ImageLayout, Plan, PromptShape, StrategyInfo
 from app.cost import cost_of
 from app.engine.ragged import Segment
-from app.engine.sequence import PreparedPrompt, Sequence
+from app.engine.sequence import PreparedPrompt
+from app.engine.sequence import Sequence as DeviceSequence
+from app.engine.views import with_images
 from app.models.base import Adapter
+from app.models.families.base import VisualTokens
 from app.pruning import STRATEGIES, make_strategy
 from app.pruning.allocate import Allocation, Allocator, settle
 from app.pruning.base import Context, RouterScores, Strategy, View
@@ -39,12 +41,16 @@ class Planner:
         )
         self._calibrated = _frontier(router)
 
-    def resolve(self, request: ChatRequest, shape: PromptShape) -> tuple[Strategy, Allocation]:
+    def resolve(
+        self, request: ChatRequest, shape: PromptShape, layouts: Sequence[ImageLayout]
+    ) -> tuple[Strategy, Allocation]:
         """The strategy and the bound that the budget allows. Raises typed 422s."""
         budget = request.budget
         strategy = make_strategy(budget.strategy or self.default_strategy(budget), budget.options)
         strategy.check(self._context)
-        return strategy, self._allocator(strategy, shape, budget.min_tokens).allocate(budget)
+        look = self._adapter.look_flops(layouts)
+        allocator = self._allocator(strategy, shape, budget.min_tokens, look_flops=look)
+        return strategy, allocator.allocate(budget)
 
     def default_strategy(self, budget: BudgetRequest | None = None) -> str:
         if self._router is not None:
@@ -53,16 +59,16 @@ class Planner:
         calibrated = self._context.block_influence is not None
         return f"{_TRAINING_FREE}+shortgpt" if asks_layers and calibrated else _TRAINING_FREE
 
-    def choose_first(self, prepared: PreparedPrompt, visual_VD: Tensor) -> Plan:
+    def choose_first(self, prepared: PreparedPrompt, visual: VisualTokens) -> Plan:
         """All that can be chosen before prefill: layers, and tokens dropped at layer 0."""
         bound = prepared.allocation.plan
         if bound.is_dense:
             return bound
         strategy = prepared.strategy
-        view = self._view(prepared, visual_VD)
+        view = self._view(prepared, visual)
         kept = None
         if bound.selections and bound.last_selection_layer == 0:
-            kept = tuple(strategy.select(view, bound.num_kept).tolist())
+            kept = tuple(strategy.choose(view, bound.num_kept).rows.tolist())
         skipped: tuple[int, ...] = ()
         if prepared.allocation.num_skipped:
             allowed = prepared.allocation.allowed
@@ -73,11 +79,11 @@ class Planner:
         self._prove(prepared, plan)
         return plan
 
-    def choose_at(self, sequence: Sequence, segment: Segment) -> Plan:
+    def choose_at(self, sequence: DeviceSequence, segment: Segment) -> Plan:
         """Fill in the selection of an in-decoder strategy from what it sees at its layer."""
         prepared = sequence.prepared
         view = replace(
-            self._view(prepared, sequence.visual.tokens_VD, with_router=False),
+            self._view(prepared, sequence.visual, with_router=False),
             attention=segment.attention,
         )
         kept = prepared.strategy.select(view, sequence.plan.num_kept)
@@ -116,7 +122,9 @@ class Planner:
         strategy = make_strategy(self.default_strategy())
         return self._allocator(strategy, shape, 1).smallest_share()
 
-    def _allocator(self, strategy: Strategy, shape: PromptShape, min_tokens: int) -> Allocator:
+    def _allocator(
+        self, strategy: Strategy, shape: PromptShape, min_tokens: int, *, look_flops: int = 0
+    ) -> Allocator:
         router = self._router
         calibrated = needs_router(strategy)
         return Allocator(
@@ -126,12 +134,13 @@ class Planner:
             frontier=self._calibrated if calibrated else PublishedFrontier(),
             router_flops=router.flops if router else lambda _: 0,
             min_tokens=min_tokens,
+            look_flops=look_flops,
         )
 
     def _view(
         self,
         prepared: PreparedPrompt,
-        visual_VD: Tensor,
+        visual: VisualTokens,
         *,
         with_router: bool = True,
     ) -> View:
@@ -140,15 +149,16 @@ class Planner:
         question_QD = self._adapter.embed(prompt.token_ids[start : start + count])
         scores: RouterScores | None = None
         if with_router and self._router is not None and needs_router(prepared.strategy):
-            token_logits, layer_logits = self._router.score(visual_VD, question_QD)
+            token_logits, layer_logits = self._router.score(visual.tokens_VD, question_QD)
             scores = RouterScores(token_logits=token_logits, layer_logits=layer_logits)
-        return View(
+        view = View(
             context=self._context,
-            visual_VD=visual_VD,
+            visual_VD=visual.tokens_VD,
             question_QD=question_QD,
             seed=prepared.seed,
             router=scores,
         )
+        return with_images(view, visual, prepared.layouts)
 
     def _prove(self, prepared: PreparedPrompt, plan: Plan) -> None:
         cost = cost_of(self._adapter.geometry, prepared.shape, plan)

@@ -77,7 +77,7 @@ class ModelRunner:
         layouts = tuple(self._adapter.layout(image) for image in request.images)
         prompt = self._adapter.prompt(request.question, layouts)
         self._check_length(request, len(prompt.token_ids))
-        strategy, allocation = self._planner.resolve(request, prompt.shape)
+        strategy, allocation = self._planner.resolve(request, prompt.shape, layouts)
         prepared = PreparedPrompt(
             request=request,
             prompt=prompt,
@@ -170,7 +170,7 @@ class ModelRunner:
         planning = time.monotonic()
         try:
             with torch.inference_mode():
-                plan = self._planner.choose_first(prepared, visual.tokens_VD)
+                plan = self._planner.choose_first(prepared, visual)
                 positions = self._adapter.positions(prepared.prompt, prepared.layouts)
         except AllrounderError as err:
             return err

@@ -79,6 +79,10 @@ class Adapter(Protocol):
         """
         ...
 
+    def look_flops(self, layouts: Sequence[ImageLayout]) -> int:
+        """What looking at the vision tower costs beside encoding these images."""
+        ...
+
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         """Word embeddings, R x D."""
         ...

@@ -160,6 +160,11 @@ class TransformersAdapter:
     ) -> list[VisualTokens]:
         return self._family.encode(self._model, self._processor, images, with_facts=with_facts)
 
+    def look_flops(self, layouts: Sequence[ImageLayout]) -> int:
+        vision = self.geometry.vision
+        assert vision is not None, "every family names its tower"
+        return sum(vision.look_flops(patches) for layout in layouts for patches in layout.tiles)
+
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         ids = torch.tensor(list(token_ids), device=self._model.device)
         embedded: Tensor = self._parts.embed(ids)

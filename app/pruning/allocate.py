@@ -48,6 +48,7 @@ class Allocator:
         frontier: Frontier,
         router_flops: RouterFlops,
         min_tokens: int = 1,
+        look_flops: int = 0,
     ) -> None:
         self._geometry: ModelGeometry = context.geometry
         self._strategy = strategy
@@ -65,6 +66,7 @@ class Allocator:
         probes = tokens.probes() if tokens else ()
         self._probe_flops = probe_flops(self._geometry, shape, probes, num_rows=shape.num_rows)
         self._router_flops = router_flops(shape) if needs_router(strategy) else 0
+        self._look_flops = look_flops if tokens and tokens.needs_vision else 0
 
     def allocate(self, request: BudgetRequest) -> Allocation:
         """Resolve a budget form. Raises InvalidField or BudgetTooSmall naming the field."""
@@ -183,9 +185,10 @@ class Allocator:
         selections: tuple[Selection, ...] = ()
         if tokens < self._shape.num_visual:
             selections = (Selection(layer_idx=self._selection_layer, count=tokens),)
-        choice = (self._probe_flops if selections else 0) + (
-            self._router_flops if selections or skips else 0
-        )
+        choice = self._router_flops if selections or skips else 0
+        if self._strategy.token_part and selections:
+            choice += self._probe_flops + self._look_flops
+            choice += self._strategy.token_part.choice_flops(self._geometry, self._shape, tokens)
         return Plan(
             strategy=label(self._strategy),
             num_visual=self._shape.num_visual,

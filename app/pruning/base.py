@@ -4,7 +4,8 @@ A strategy sees a request only through `View`: embedded rows, one layer's recomp
 the router's scores, and calibration. It never sees the model, the batch, or another request.
 
 Shapes: V visual tokens, C of them that reach a selection point, K that go on, Q text rows after the
-image, N layer candidates, H heads, S probed rows, D width.
+image, N layer candidates, H heads, S probed rows, D width; of the vision tower E the width of its
+keys and F that of its patches.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from app.core import ModelGeometry, PromptShape
+from app.core import ModelGeometry, PromptShape, TokenGrid
 from app.errors import InvalidField
 
 
@@ -66,6 +67,29 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VisionFeatures:
+    """What a layer of the vision tower shows of each visual token; line ends of a picture are zero.
+
+    Attributes:
+        attention_HV: how much the class token attends to each token or, in towers without one, how
+            much all patches do on average.
+        keys_VE: that layer's keys, all heads side by side.
+        features_VF: patch features before the projector.
+    """
+
+    attention_HV: Tensor
+    keys_VE: Tensor
+    features_VF: Tensor
+
+    @property
+    def head_keys(self) -> Tensor:
+        """Keys averaged over the heads: V x head width."""
+        num_heads = len(self.attention_HV)
+        keys_VHE: Tensor = self.keys_VE.float().unflatten(-1, (num_heads, -1))
+        return keys_VHE.mean(-2)
+
+
+@dataclass(frozen=True, kw_only=True)
 class View:
     """One request as its strategy may see it at a selection point.
 
@@ -75,6 +99,10 @@ class View:
         attention: layer index -> H x S x V attention of the probed rows over visual keys,
             normalised over all keys; only layers that were probed.
         seed: of this request, stable across repeats.
+        visual_per_image: visual tokens of each image; empty where there is one.
+        grids: which of each image's tokens show it whole, row by row; empty where unknown.
+        vision: of the tower; only for strategies that need it.
+        cls_attention_V: the vision features' attention, mean over the heads.
     """
 
     context: Context
@@ -83,6 +111,10 @@ class View:
     seed: int
     router: RouterScores | None = None
     attention: Mapping[int, Tensor] = field(default_factory=dict)
+    visual_per_image: tuple[int, ...] = ()
+    grids: tuple[TokenGrid, ...] = ()
+    vision: VisionFeatures | None = None
+    cls_attention_V: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +129,8 @@ class Strategy:
     prunes_tokens: ClassVar[bool] = False
     prunes_layers: ClassVar[bool] = False
     needs_router: ClassVar[bool] = False
+    needs_vision: ClassVar[bool] = False
+    """Whether `View.vision` must be there: the tower's layer is then looked at for this request."""
     splits_numbers: ClassVar[bool] = True
     """Whether a plain number may be split between tokens and layers by this strategy."""
 
@@ -129,6 +163,18 @@ class Strategy:
     def choose(self, view: View, count: int) -> Choice:
         """The `count` rows that go on; one that merges overrides this, others `select`."""
         return Choice(rows=self.select(view, count))
+
+    def choice_flops(self, geometry: ModelGeometry, shape: PromptShape, count: int) -> int:
+        """What choosing `count` tokens costs, probes, the router and the look at the tower apart.
+
+        At most: two per multiply-add of a matrix, one per element of a greedy loop's vectors.
+        """
+        return 0
+
+    @property
+    def merges(self) -> bool:
+        """Whether `choose` may give weights."""
+        return False
 
     def skip(self, view: View, allowed: tuple[int, ...], count: int) -> tuple[int, ...]:
         """The `count` layers of `allowed` to skip."""

@@ -72,4 +72,5 @@ class InternVL(PlainDecoder):
 
 def _patches_across(config: Any) -> int:
     """Patches along one side of what becomes one token."""
-    return round(1 / config.downsample_ratio)
+    downsample_ratio: float = config.downsample_ratio
+    return round(1 / downsample_ratio)

@@ -187,7 +187,8 @@ def _mean_attention(
 def square_means(tiles_NPC: Tensor, side: int) -> Tensor:
     """Means over squares of `side` x `side` patches of square tiles, row by row: N x G x C."""
     across = int(tiles_NPC.shape[1] ** 0.5) // side
-    return tiles_NPC.unflatten(1, (across, side, across, side)).mean((2, 4)).flatten(1, 2)
+    squares: Tensor = tiles_NPC.unflatten(1, (across, side, across, side))
+    return squares.mean((2, 4)).flatten(1, 2)
 
 
 def watched_layer(num_layers: int, *, among: Sequence[int] | None = None) -> int:
