@@ -17,8 +17,9 @@ from torch.nn.functional import kl_div
 
 from app.core import ImageInput, Plan, Prompt, Selection
 from app.engine.kv import SequenceKv
-from app.engine.ragged import DecoderLoop, Segment
+from app.engine.ragged import DecoderLoop
 from app.engine.rows import prompt_rows
+from app.engine.segment import Segment, as_planned
 from app.models.base import Adapter
 from app.models.families.base import PromptPositions, VisualTokens
 from app.pruning.base import Probe
@@ -201,9 +202,10 @@ class FrozenModel:
             hidden_SD=rows.hidden_SD,
             positions_PS=rows.positions_PS,
             visual_rows=rows.visual_rows,
+            visual_ids=rows.visual_ids,
             planes=rows.planes,
             probes=probes,
-            choose=(lambda segment: segment.plan) if late else None,
+            choose=as_planned(plan) if late else None,
         )
 
 
