@@ -6,20 +6,22 @@ The only place where adapters, strategies and the router meet.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Sequence as Many
 from dataclasses import replace
+from itertools import chain
+
+from torch import Tensor
 
 from app.core import BudgetRequest, ChatRequest, ImageLayout, Plan, PromptShape, StrategyInfo
-from app.cost import cost_of
-from app.engine.ragged import Segment
-from app.engine.sequence import PreparedPrompt
-from app.engine.sequence import Sequence as DeviceSequence
+from app.cost import cost_of, kv_bytes
+from app.engine.segment import Choose, Segment, as_planned
+from app.engine.sequence import PreparedPrompt, Sequence
 from app.engine.views import with_images
 from app.models.base import Adapter
 from app.models.families.base import VisualTokens
 from app.pruning import STRATEGIES, make_strategy
-from app.pruning.allocate import Allocation, Allocator, settle
-from app.pruning.base import Context, RouterScores, Strategy, View
+from app.pruning.allocate import Allocation, Allocator, rescheduled, settle, trimmed
+from app.pruning.base import Arrival, Choice, Context, Points, RouterScores, Strategy, View
 from app.pruning.compose import needs_router
 from app.pruning.frontier import CalibratedFrontier, Frontier, PublishedFrontier
 from app.router.store import LoadedRouter
@@ -38,11 +40,12 @@ class Planner:
             geometry=adapter.geometry,
             router_candidates=router.candidates if router else None,
             block_influence=router.block_influence if router else None,
+            position_axes=adapter.position_axes,
         )
         self._calibrated = _frontier(router)
 
     def resolve(
-        self, request: ChatRequest, shape: PromptShape, layouts: Sequence[ImageLayout]
+        self, request: ChatRequest, shape: PromptShape, layouts: Many[ImageLayout]
     ) -> tuple[Strategy, Allocation]:
         """The strategy and the bound that the budget allows. Raises typed 422s."""
         budget = request.budget
@@ -59,39 +62,80 @@ class Planner:
         calibrated = self._context.block_influence is not None
         return f"{_TRAINING_FREE}+shortgpt" if asks_layers and calibrated else _TRAINING_FREE
 
-    def choose_first(self, prepared: PreparedPrompt, visual: VisualTokens) -> Plan:
-        """All that can be chosen before prefill: layers, and tokens dropped at layer 0."""
-        bound = prepared.allocation.plan
+    def choose_first(
+        self, prepared: PreparedPrompt, visual: VisualTokens
+    ) -> tuple[Plan, dict[int, Tensor]]:
+        """All that can be chosen before prefill, layers and tokens dropped at layer 0.
+
+        Returns:
+            The plan, and merging weights by layer.
+        """
+        bound, strategy = prepared.allocation.plan, prepared.strategy
         if bound.is_dense:
-            return bound
-        strategy = prepared.strategy
+            return bound, {}
         view = self._view(prepared, visual)
-        kept = None
-        if bound.selections and bound.last_selection_layer == 0:
-            kept = tuple(strategy.choose(view, bound.num_kept).rows.tolist())
         skipped: tuple[int, ...] = ()
         if prepared.allocation.num_skipped:
+            assert strategy.layer_part is not None, "only a layer strategy skips layers"
             allowed = prepared.allocation.allowed
-            skipped = strategy.skip(view, allowed, prepared.allocation.num_skipped)
-        plan = settle(bound, skipped=skipped, kept=kept)
+            skipped = strategy.layer_part.skip(view, allowed, prepared.allocation.num_skipped)
+        plan = settle(bound, skipped=skipped)
         if needs_router(strategy) and self._router is not None:
             plan = replace(plan, router=self._router.identity)
+        weights: dict[int, Tensor] = {}
+        if plan.selection_at(0) is not None:
+            plan, choice = self._chosen(prepared, plan, view)
+            if choice.weights is not None:
+                weights[0] = choice.weights
         self._prove(prepared, plan)
-        return plan
+        return plan, weights
 
-    def choose_at(self, sequence: DeviceSequence, segment: Segment) -> Plan:
-        """Fill in the selection of an in-decoder strategy from what it sees at its layer."""
+    def chooser(self, sequence: Sequence) -> Choose:
+        """Fills in the selections of an in-decoder strategy from what it sees at its layers."""
         prepared = sequence.prepared
-        view = replace(
-            self._view(prepared, sequence.visual, with_router=False),
-            attention=segment.attention,
-        )
-        kept = prepared.strategy.select(view, sequence.plan.num_kept)
-        plan = settle(
-            sequence.plan, skipped=sequence.plan.skipped_layers, kept=tuple(kept.tolist())
-        )
-        self._prove(prepared, plan)
-        sequence.plan = plan
+        seen = self._view(prepared, sequence.visual, with_router=False)
+
+        def choose(segment: Segment, arrival: Arrival) -> Choice:
+            selection = sequence.plan.selection_at(arrival.layer_idx)
+            assert selection is not None
+            if selection.kept is not None:
+                return as_planned(sequence.plan, sequence.weights)(segment, arrival)
+            view = replace(seen, arrival=arrival, attention=segment.attention)
+            plan, choice = self._chosen(prepared, sequence.plan, view)
+            if plan.is_chosen:
+                self._prove(prepared, plan)
+            sequence.adopt(plan, arrival.layer_idx, choice)
+            segment.plan = plan
+            return choice
+
+        return choose
+
+    def _chosen(self, prepared: PreparedPrompt, plan: Plan, view: View) -> tuple[Plan, Choice]:
+        """The selection at the point of `view`, after what looking there changes of the counts."""
+        tokens = prepared.strategy.token_part
+        assert tokens is not None, "only a token strategy has selections"
+        layer_idx = view.layer_idx
+        if tokens.adapts:
+            remaining = tuple(point for point in plan.points if point[0] >= layer_idx)
+            wanted = tokens.reschedule(view, prepared.allocation.count, remaining)
+            if wanted != remaining:
+                plan = self._within_bound(prepared, plan, wanted)
+        selection = plan.selection_at(layer_idx)
+        assert selection is not None
+        choice = tokens.choose(view, selection.count)
+        return plan.with_kept(layer_idx, tuple(choice.rows.tolist())), choice
+
+    def _within_bound(self, prepared: PreparedPrompt, plan: Plan, wanted: Points) -> Plan:
+        """`plan` with the counts `wanted`, or as few less as cost and KV of the bound ask for."""
+        tokens, shape = prepared.strategy.token_part, prepared.shape
+        assert tokens is not None
+        geometry, allocation = self._adapter.geometry, prepared.allocation
+        room = kv_bytes(geometry, shape, allocation.plan, num_generated=1)
+        for points in chain([wanted], trimmed(wanted)):
+            changed = rescheduled(plan, tokens, geometry, shape, points)
+            fits = kv_bytes(geometry, shape, changed, num_generated=1) <= room
+            if fits and cost_of(geometry, shape, changed).prefill_ratio <= allocation.limit:
+                return changed
         return plan
 
     def strategies(self) -> tuple[StrategyInfo, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from app.core import (
     ChatRequest,
@@ -19,15 +20,15 @@ from app.core import (
 )
 from app.cost import cost_of, kv_bytes_per_row
 from app.engine.kv import SequenceKv, max_rows_held
-from app.engine.ragged import Segment
 from app.engine.rows import Rows, prompt_rows
 from app.engine.sampling import Sampler
+from app.engine.segment import Segment
 from app.engine.text import AnswerText
 from app.engine.tickets import Demand
 from app.models.base import Adapter
 from app.models.families.base import PromptPositions, VisualTokens
 from app.pruning.allocate import Allocation
-from app.pruning.base import Strategy
+from app.pruning.base import Choice, Probe, Strategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,7 @@ class Sequence:
     """A begun request: plan, KV, sampler and text so far. Satisfies `Running`.
 
     Attributes:
+        weights: merging weights of the selections made so far, K x C by layer.
         rows: the prompt's rows while some are not yet computed.
         num_computed: how many of them are.
     """
@@ -86,6 +88,7 @@ class Sequence:
     sampler: Sampler
     text: AnswerText
     positions: PromptPositions
+    weights: dict[int, Tensor] = field(default_factory=dict)
     kv: SequenceKv = field(default_factory=SequenceKv)
     clock: StageClock = field(default_factory=StageClock)
     token_ids: list[int] = field(default_factory=list)
@@ -104,7 +107,24 @@ class Sequence:
     @property
     def awaits_selection(self) -> bool:
         """A selection past layer 0 is still open: only prefill can fill it in."""
-        return any(selection.kept is None for selection in self.plan.selections)
+        return not self.plan.is_chosen
+
+    @property
+    def _tokens(self) -> Strategy | None:
+        return self.prepared.strategy.token_part
+
+    @property
+    def _renumbers(self) -> bool:
+        return self._tokens is not None and self._tokens.renumbers
+
+    def probes(self, geometry: ModelGeometry) -> tuple[Probe, ...]:
+        return self._tokens.probes(geometry) if self._tokens else ()
+
+    def adopt(self, plan: Plan, layer_idx: int, choice: Choice) -> None:
+        """Go by `plan`, in which `choice` is the selection at `layer_idx`."""
+        self.plan = plan
+        if choice.weights is not None:
+            self.weights[layer_idx] = choice.weights
 
     def prompt_segment(self, adapter: Adapter, num_rows: int) -> Segment:
         """The next rows, `num_rows` at most: the prompt, and the answer so far if preempted."""
@@ -116,6 +136,8 @@ class Sequence:
                 self.visual,
                 self.plan,
                 tail_ids=self.token_ids,
+                weights_KV=self.weights.get(0),
+                renumber=self._renumbers,
             )
         stop = min(self.num_computed + num_rows, len(self.rows))
         whole = stop - self.num_computed == len(self.rows)
@@ -126,18 +148,29 @@ class Sequence:
             hidden_SD=rows.hidden_SD,
             positions_PS=rows.positions_PS,
             visual_rows=rows.visual_rows,
+            visual_ids=rows.visual_ids,
             planes=rows.planes,
-            may_share=whole,
+            num_question=self.prepared.shape.num_question,
+            renumbers=self._renumbers,
+            may_share=whole and not self._may_change,
         )
 
+    @property
+    def _may_change(self) -> bool:
+        """Its counts may still differ from those of its plan."""
+        return self.awaits_selection and self._tokens is not None and self._tokens.adapts
+
     def decode_segment(self, adapter: Adapter) -> Segment:
-        """One row: the newest token at its unpruned position."""
+        """One row: the newest token at its unpruned position, or at its own count of rows."""
         position = self.positions.next + len(self.token_ids) - 1
+        if self._renumbers:
+            position -= self.plan.num_visual - self.plan.visual_rows(0)
         return Segment(
             plan=self.plan,
             kv=self.kv,
             hidden_SD=adapter.embed(self.token_ids[-1:]),
             positions_PS=torch.full((len(self.positions.rows_PT), 1), position),
+            renumbers=self._renumbers,
         )
 
     def completes(self, num_rows: int) -> bool:

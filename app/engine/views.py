@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from app.core import ImageLayout
 from app.models.families.base import VisualTokens
-from app.pruning.base import View, VisionFeatures
+from app.pruning.base import View
+from app.pruning.vision import VisionFeatures
 
 
 def with_images(view: View, visual: VisualTokens, layouts: Sequence[ImageLayout]) -> View:

@@ -36,6 +36,9 @@ class Rotation:
     def rows(self, index: Tensor) -> Rotation:
         return Rotation(cos=self.cos[:, index], sin=self.sin[:, index])
 
+    def part(self, rows: slice) -> Rotation:
+        return Rotation(cos=self.cos[:, rows], sin=self.sin[:, rows])
+
 
 class TextStream(Protocol):
     """Incremental detokenisation: ids in, text out once it is certain."""
@@ -48,6 +51,7 @@ class Adapter(Protocol):
 
     Attributes:
         max_images: images that one request may bring, where the family limits it.
+        position_axes: of the rotary embedding; several where images have rows and columns.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Adapter(Protocol):
     dtype: str
     eos_token_ids: frozenset[int]
     max_images: int | None
+    position_axes: int
 
     @property
     def fixed_visual(self) -> int | None:
@@ -95,6 +100,12 @@ class Adapter(Protocol):
         self, layer_idx: int, hidden_RD: Tensor, rotation: Rotation, attend: Attend
     ) -> Tensor:
         """One decoder layer over packed rows; `attend` owns KV and causality."""
+        ...
+
+    def peek(
+        self, layer_idx: int, hidden_RD: Tensor, rotation: Rotation
+    ) -> tuple[Tensor, Tensor, float]:
+        """Queries R x H x E, keys R x K x E and scaling of a layer that is not run."""
         ...
 
     def logits(self, hidden_RD: Tensor) -> Tensor:

@@ -51,6 +51,13 @@ def _run_plain(layer: Any, hidden_RD: Tensor, rotation: Rotation, attend: Attend
     return output[0]
 
 
+class _Peeked(Exception):
+    """Leaves a layer as soon as its queries and keys are there."""
+
+    def __init__(self, query_RHE: Tensor, key_RKE: Tensor, scaling: float) -> None:
+        self.query_RHE, self.key_RKE, self.scaling = query_RHE, key_RKE, scaling
+
+
 class _DecodeText:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -80,6 +87,7 @@ class TransformersAdapter:
         self.family = family.name
         self.fingerprint = fingerprint
         self.max_images = family.max_images
+        self.position_axes = family.position_axes
         self.device = str(model.device)
         self.dtype = str(model.dtype).removeprefix("torch.")
         self._model = model.eval().requires_grad_(False)
@@ -183,6 +191,18 @@ class TransformersAdapter:
         self, layer_idx: int, hidden_RD: Tensor, rotation: Rotation, attend: Attend
     ) -> Tensor:
         return self._layers[layer_idx](hidden_RD, rotation, attend)
+
+    def peek(
+        self, layer_idx: int, hidden_RD: Tensor, rotation: Rotation
+    ) -> tuple[Tensor, Tensor, float]:
+        def attend(_: int, query: Tensor, key: Tensor, _value: Tensor, scaling: float) -> Tensor:
+            raise _Peeked(query, key, scaling)
+
+        try:
+            self.layer(layer_idx, hidden_RD, rotation, attend)
+        except _Peeked as seen:
+            return seen.query_RHE, seen.key_RKE, seen.scaling
+        raise AssertionError("every decoder layer attends")
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         logits: Tensor = self._head(self._parts.norm(hidden_RD))

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from app.core import PromptShape
-from app.pruning.base import Choice, Strategy, View, VisionFeatures
+from app.pruning.base import Choice, Strategy, View
+from app.pruning.vision import VisionFeatures
 
 
 def quotas(sizes: Sequence[int], count: int) -> tuple[int, ...]:
@@ -76,18 +77,12 @@ class PerImage(Strategy):
 def _image_view(view: View, idx: int, start: int, stop: int) -> View:
     if start == 0 and stop == len(view.visual_VD):
         return view
-    vision = view.vision
     return replace(
         view,
         visual_VD=view.visual_VD[start:stop],
         visual_per_image=(stop - start,),
         grids=view.grids[idx : idx + 1],
-        vision=vision
-        and VisionFeatures(
-            attention_HV=vision.attention_HV[:, start:stop],
-            keys_VE=vision.keys_VE[start:stop],
-            features_VF=vision.features_VF[start:stop],
-        ),
+        vision=view.vision and view.vision.part(start, stop),
         cls_attention_V=None,
     )
 

@@ -51,6 +51,16 @@ class VisualTokens:
     planes: tuple[Tensor, ...] = ()
     facts: VisionFacts | None = None
 
+    def selected(self, rows_K: Tensor, weights_KV: Tensor | None = None) -> VisualTokens:
+        """The tokens `rows_K`, or weighted sums of all; planes alike."""
+
+        def of(tensor_VD: Tensor) -> Tensor:
+            return tensor_VD[rows_K] if weights_KV is None else merged(weights_KV, tensor_VD)
+
+        return VisualTokens(
+            tokens_VD=of(self.tokens_VD), planes=tuple(of(plane) for plane in self.planes)
+        )
+
     @property
     def nbytes(self) -> int:
         facts = self.facts.nbytes if self.facts else 0
@@ -77,6 +87,11 @@ class VisualTokens:
         )
 
 
+def merged(weights_KC: Tensor, rows_CD: Tensor) -> Tensor:
+    """K x D weighted sums of the rows, added up in float32."""
+    return (weights_KC.to(rows_CD.device).float() @ rows_CD.float()).to(rows_CD.dtype)
+
+
 def _own(tensor: Tensor) -> Tensor:
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
@@ -86,10 +101,12 @@ class Family(Protocol):
 
     Attributes:
         max_images: images that one request may bring, where the family limits it.
+        position_axes: of the rotary embedding; several where images have rows and columns.
     """
 
     name: str
     max_images: int | None
+    position_axes: int
 
     def parts(self, model: PreTrainedModel) -> DecoderParts: ...
 

@@ -25,6 +25,7 @@ class PlainDecoder:
     """One position axis, and nothing added between the decoder's layers."""
 
     max_images: int | None = None
+    position_axes: int = 1
 
     def parts(self, model: PreTrainedModel) -> DecoderParts:
         decoder: Any = model.get_decoder()

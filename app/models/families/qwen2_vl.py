@@ -26,6 +26,7 @@ class Qwen2Vl(PlainDecoder):
     """transformers' `Qwen2VLForConditionalGeneration` (arXiv 2409.12191)."""
 
     name = "qwen2_vl"
+    position_axes: int = 3
 
     def layout(self, config: Any, processor: Any, *, width: int, height: int) -> ImageLayout:
         """The grid behind the patch merger. Raises InvalidImage for a strip too long to resize."""

@@ -116,8 +116,8 @@ class Seen:
         attention_VH, keys_VE, features_VF = columns_VC.split(sizes, dim=-1)
         return VisionFacts(
             attention_HV=attention_VH.T.contiguous(),
-            keys_VE=keys_VE.to(self.dtype, memory_format=torch.contiguous_format),
-            features_VF=features_VF.to(self.dtype, memory_format=torch.contiguous_format),
+            keys_VE=keys_VE.contiguous().to(self.dtype),
+            features_VF=features_VF.contiguous().to(self.dtype),
         )
 
     def keep_features(self, _projector: nn.Module, inputs: tuple[Tensor, ...]) -> None:
