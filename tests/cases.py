@@ -5,38 +5,67 @@ A new strategy, family or form adds its row here and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from app.budget import Budget, Counts, FlopsShare
+from app.core import PromptShape
+from app.pruning.greedy import covering_flops, farthest_flops
 
 
 @dataclass(frozen=True, kw_only=True)
 class StrategyCase:
+    """What contract tests expect.
+
+    Attributes:
+        merges: dropping is then more than masking.
+        loops: (prompt shape, count) -> FLOPs of a greedy loop's vectors, charged but no matrices.
+    """
+
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     prunes_tokens: bool = True
     prunes_layers: bool = False
     selection_layer: int = 0
+    merges: bool = False
+    loops: Callable[[PromptShape, int], int] = lambda shape, count: 0
 
     def __str__(self) -> str:
         knobs = ",".join(f"{key}={value}" for key, value in self.options.items())
         return f"{self.name}({knobs})" if knobs else self.name
 
 
+def _divprune_loops(shape: PromptShape, count: int) -> int:
+    return farthest_flops(shape.num_visual, count)
+
+
+def _cdpruner_loops(shape: PromptShape, count: int) -> int:
+    return 8 * shape.num_visual * count
+
+
+def _mmtok_loops(shape: PromptShape, count: int) -> int:
+    covered = shape.num_question + shape.num_visual
+    return covering_flops(covered, shape.num_visual, count)
+
+
 STRATEGIES = (
     StrategyCase(name="random", prunes_layers=True),
     StrategyCase(name="fastv", selection_layer=2),
     StrategyCase(name="fastv", options={"layer": 3}, selection_layer=3),
-    StrategyCase(name="divprune"),
-    StrategyCase(name="cdpruner"),
-    StrategyCase(name="cdpruner", options={"relevance_weight": 0.9, "negative": True}),
-    StrategyCase(name="mmtok"),
-    StrategyCase(name="visionzip"),
-    StrategyCase(name="prumerge", options={"neighbours": 5}),
-    StrategyCase(name="pool"),
-    StrategyCase(name="divprune+shortgpt", prunes_layers=True),
-    StrategyCase(name="visionzip+par-layer", prunes_layers=True),
+    StrategyCase(name="divprune", loops=_divprune_loops),
+    StrategyCase(name="cdpruner", loops=_cdpruner_loops),
+    StrategyCase(
+        name="cdpruner",
+        options={"relevance_weight": 0.9, "negative": True},
+        loops=_cdpruner_loops,
+    ),
+    StrategyCase(name="mmtok", loops=_mmtok_loops),
+    StrategyCase(name="visionzip", merges=True),
+    StrategyCase(name="prumerge", options={"neighbours": 5}, merges=True),
+    StrategyCase(name="pool", merges=True),
+    StrategyCase(name="divprune+shortgpt", prunes_layers=True, loops=_divprune_loops),
+    StrategyCase(name="visionzip+par-layer", prunes_layers=True, merges=True),
     StrategyCase(name="shortgpt", prunes_tokens=False, prunes_layers=True),
     StrategyCase(name="par", prunes_layers=True),
     StrategyCase(name="par-token"),
