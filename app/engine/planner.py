@@ -41,6 +41,7 @@ class Planner:
             router_candidates=router.candidates if router else None,
             block_influence=router.block_influence if router else None,
             position_axes=adapter.position_axes,
+            fixed_visual=adapter.fixed_visual,
         )
         self._calibrated = _frontier(router)
 
@@ -146,6 +147,8 @@ class Planner:
                 continue
             if name == "shortgpt" and self._context.block_influence is None:
                 continue
+            if kind.resizes and self._context.fixed_visual is not None:
+                continue
             infos.append(
                 StrategyInfo(
                     name=name,
@@ -205,7 +208,7 @@ class Planner:
         return with_images(view, visual, prepared.layouts)
 
     def _prove(self, prepared: PreparedPrompt, plan: Plan) -> None:
-        cost = cost_of(self._adapter.geometry, prepared.shape, plan)
+        cost = prepared.cost(self._adapter.geometry, plan)
         limit = prepared.allocation.limit
         assert cost.prefill_ratio <= limit, f"plan costs {cost.prefill_ratio}, limit {limit}"
         assert prepared.request.budget.form.allows(cost) or plan.is_dense, "budget exceeded"

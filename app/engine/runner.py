@@ -25,6 +25,7 @@ from app.engine.encoder import Encoder
 from app.engine.memory import encoding_error, undone_without_memory
 from app.engine.planner import Planner, request_seed
 from app.engine.ragged import DecoderLoop
+from app.engine.resizing import resized
 from app.engine.sampling import Sampler
 from app.engine.segment import Segment, as_planned
 from app.engine.sequence import PreparedPrompt, Sequence
@@ -76,7 +77,6 @@ class ModelRunner:
             )
         layouts = tuple(self._adapter.layout(image) for image in request.images)
         prompt = self._adapter.prompt(request.question, layouts)
-        self._check_length(request, len(prompt.token_ids))
         strategy, allocation = self._planner.resolve(request, prompt.shape, layouts)
         prepared = PreparedPrompt(
             request=request,
@@ -87,6 +87,9 @@ class ModelRunner:
             allocation=allocation,
             seed=request_seed(request),
         )
+        if strategy.token_part and strategy.token_part.resizes and allocation.plan.selections:
+            prepared = resized(self._adapter, prepared)
+        self._check_length(request, len(prepared.prompt.token_ids))
         if self.demand(prepared).kv_bytes(request.sampling.max_tokens) > self._kv_bytes_limit:
             raise EngineOutOfMemory("the request's keys and values do not fit even alone")
         return prepared

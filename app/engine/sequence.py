@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -10,12 +10,14 @@ from torch import Tensor
 from app.core import (
     ChatRequest,
     ChatResult,
+    Cost,
     FinishReason,
     ImageLayout,
     ModelGeometry,
     Plan,
     Prompt,
     PromptShape,
+    Selection,
     Timing,
 )
 from app.cost import cost_of, kv_bytes_per_row
@@ -33,7 +35,11 @@ from app.pruning.base import Choice, Probe, Strategy
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedPrompt:
-    """A request with its prompt built and its budget resolved to a bound. Satisfies `Prepared`."""
+    """A request with its prompt built and its budget resolved to a bound. Satisfies `Prepared`.
+
+    Attributes:
+        unscaled: the prompt's shape before its pictures were made smaller, if they were.
+    """
 
     request: ChatRequest
     prompt: Prompt
@@ -42,6 +48,28 @@ class PreparedPrompt:
     strategy: Strategy
     allocation: Allocation
     seed: int
+    unscaled: PromptShape | None = None
+
+    def cost(self, geometry: ModelGeometry, plan: Plan, *, num_generated: int = 1) -> Cost:
+        """Of `plan`, beside the dense model on the pictures as they came."""
+        cost = cost_of(geometry, self.shape, plan, num_generated=num_generated)
+        if self.unscaled is None:
+            return cost
+        dense = Plan.dense(num_layers=geometry.num_layers, num_visual=self.unscaled.num_visual)
+        whole = cost_of(geometry, self.unscaled, dense, num_generated=num_generated)
+        return replace(
+            cost,
+            dense_prefill=whole.dense_prefill,
+            dense_decode=whole.dense_decode,
+            dense_kv_bytes=whole.dense_kv_bytes,
+        )
+
+    def reported(self, plan: Plan) -> Plan:
+        """`plan` as the caller sees it: of scaled pictures no token is one that was there."""
+        if self.unscaled is None:
+            return plan
+        selection = Selection(layer_idx=0, count=plan.num_visual)
+        return replace(plan, num_visual=self.unscaled.num_visual, selections=(selection,))
 
     def demand(self, geometry: ModelGeometry) -> Demand:
         """What computing this request takes, by its bound."""
@@ -202,12 +230,10 @@ class Sequence:
             request_id=self.request.id,
             answer=self.text.text,
             finish_reason=reason,
-            shape=self.prepared.shape,
+            shape=self.prepared.unscaled or self.prepared.shape,
             num_generated=self.num_generated,
-            plan=self.plan,
-            cost=cost_of(
-                geometry, self.prepared.shape, self.plan, num_generated=max(self.num_generated, 1)
-            ),
+            plan=self.prepared.reported(self.plan),
+            cost=self.prepared.cost(geometry, self.plan, num_generated=max(self.num_generated, 1)),
             budget_limit=self.prepared.allocation.limit,
             timing=Timing(
                 queue=clock.queue,

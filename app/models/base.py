@@ -71,6 +71,10 @@ class Adapter(Protocol):
 
     def layout(self, image: ImageInput) -> ImageLayout: ...
 
+    def resized(self, image: ImageInput, *, width: int, height: int) -> ImageInput:
+        """The picture scaled to that size."""
+        ...
+
     def prompt(self, question: str, layouts: Sequence[ImageLayout]) -> Prompt:
         """One user message, images first, through the model's own chat template."""
         ...

@@ -19,6 +19,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from app.core import ImageInput, ImageLayout, ModelGeometry, Prompt
 from app.models.base import Attend, Rotation, TextStream
 from app.models.families.base import Family, PromptPositions, VisualTokens
+from app.models.families.common import resized
 from app.models.fused import CHECK_POSITIONS, Projection, RunLayer, fused_or_plain
 from app.models.prompt import PromptBuilder
 
@@ -159,6 +160,9 @@ class TransformersAdapter:
 
     def layout(self, image: ImageInput) -> ImageLayout:
         return self._layout(image.width, image.height)
+
+    def resized(self, image: ImageInput, *, width: int, height: int) -> ImageInput:
+        return resized(image, width=width, height=height)
 
     def prompt(self, question: str, layouts: Sequence[ImageLayout]) -> Prompt:
         return self._prompts.build(question, layouts)

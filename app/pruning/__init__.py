@@ -26,6 +26,7 @@ from app.pruning.par import Par, ParLayer, ParToken
 from app.pruning.pool import Pool
 from app.pruning.prumerge import PruMerge
 from app.pruning.random import Random
+from app.pruning.resize import Resize
 from app.pruning.shortgpt import ShortGPT
 from app.pruning.visionzip import VisionZip
 
@@ -41,6 +42,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
         VisionZip,
         PruMerge,
         Pool,
+        Resize,
         ShortGPT,
         Par,
         ParToken,

@@ -56,12 +56,14 @@ class Context:
         router_candidates: layers that the router scores, ascending; None without a router.
         block_influence: 1 - cosine of each layer's input and output; None if not calibrated.
         position_axes: of the rotary embedding; several where images have rows and columns.
+        fixed_visual: visual tokens of every image, where they do not depend on its size.
     """
 
     geometry: ModelGeometry
     router_candidates: tuple[int, ...] | None = None
     block_influence: tuple[float, ...] | None = None
     position_axes: int = 1
+    fixed_visual: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +155,8 @@ class Strategy:
     needs_router: ClassVar[bool] = False
     needs_vision: ClassVar[bool] = False
     """Whether `View.vision` must be there: the tower's layer is then looked at for this request."""
+    resizes: ClassVar[bool] = False
+    """Whether the picture is made smaller instead of dropping tokens."""
     splits_numbers: ClassVar[bool] = True
     """Whether a plain number may be split between tokens and layers by this strategy."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -58,6 +59,16 @@ class PlainDecoder:
 def pictures(images: Sequence[ImageInput]) -> list[Image.Image]:
     """As a processor takes them. Only PIL tells it that a 3 x N image has its channels last."""
     return [Image.frombytes("RGB", (i.width, i.height), i.rgb) for i in images]
+
+
+def resized(image: ImageInput, *, width: int, height: int) -> ImageInput:
+    """Bicubic, as the towers' own processors scale."""
+    if (width, height) == (image.width, image.height):
+        return image
+    (picture,) = pictures([image])
+    rgb = picture.resize((width, height), Image.Resampling.BICUBIC).tobytes()
+    digest = hashlib.sha256(f"{image.digest} {width} {height}".encode()).hexdigest()
+    return ImageInput(width=width, height=height, rgb=rgb, digest=digest)
 
 
 def clip_like_tower(model: PreTrainedModel) -> Tower:
