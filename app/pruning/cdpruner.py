@@ -45,7 +45,7 @@ class CDPruner(PerImage):
     def choose_image(self, view: View, count: int) -> Choice:
         relevance_V = self._relevance(cosines(view.question_QD, view.visual_VD).mean(0))
         strength = self.relevance_weight / (2 * (1 - self.relevance_weight))
-        similar_VV = cosines(view.visual_VD, view.visual_VD)
+        similar_VV = cosines(view.visual_VD, view.visual_VD).fill_diagonal_(1)
         picks = most_volume(similar_VV, strength * relevance_V, count)
         return Choice(rows=picks.sort().values)
 

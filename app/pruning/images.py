@@ -23,7 +23,8 @@ def quotas(sizes: Sequence[int], count: int) -> tuple[int, ...]:
     What rounding down leaves goes to the largest remainders; ties go to the earlier one.
     """
     total = sum(sizes)
-    count = min(count, total)
+    if count >= total:
+        return tuple(sizes)
     first = int(count >= sum(size > 0 for size in sizes))
     shares = [max(count * size // total, min(first, size)) if size else 0 for size in sizes]
     order = sorted(range(len(sizes)), key=lambda idx: (-(count * sizes[idx] % total), idx))

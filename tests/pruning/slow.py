@@ -83,7 +83,8 @@ def cdpruner(
     relevance = [(value - min(mean)) / (max(mean) - min(mean)) for value in mean]
     scale = [math.exp(weight / (2 * (1 - weight)) * value) for value in relevance]
     every = range(len(tokens))
-    kernel = [[scale[i] * cosine(tokens[i], tokens[j]) * scale[j] for j in every] for i in every]
+    alike = [[1.0 if i == j else cosine(tokens[i], tokens[j]) for j in every] for i in every]
+    kernel = [[scale[i] * alike[i][j] * scale[j] for j in every] for i in every]
     kept: list[int] = []
     while len(kept) < count:
         volume = [
