@@ -26,7 +26,7 @@ def quotas(sizes: Sequence[int], count: int) -> tuple[int, ...]:
     if count >= total:
         return tuple(sizes)
     first = int(count >= sum(size > 0 for size in sizes))
-    shares = [max(count * size // total, min(first, size)) if size else 0 for size in sizes]
+    shares = [max(count * size // total, min(first, size)) for size in sizes]
     order = sorted(range(len(sizes)), key=lambda idx: (-(count * sizes[idx] % total), idx))
     while sum(shares) > count:
         shares[max(range(len(shares)), key=lambda idx: (shares[idx], -idx))] -= 1

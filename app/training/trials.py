@@ -48,9 +48,9 @@ def plan_by(strategy: Strategy, view: View, *, num_kept: int, num_skipped: int) 
     """The strategy's plan with `num_kept` tokens and `num_skipped` layers fewer.
 
     Raises:
-        InvalidField: a strategy that merges, or that looks again at what its own plan left: the
-            dense answer does not show that. One that needs vision where the image was encoded
-            without its facts.
+        InvalidField: a strategy that merges or resizes, or that looks again at what its own plan
+            left: the dense answer does not show that. One that needs vision where the image was
+            encoded without its facts.
     """
     tokens, layers = strategy.token_part, strategy.layer_part
     geometry, num_visual = view.context.geometry, len(view.visual_VD)
@@ -58,7 +58,8 @@ def plan_by(strategy: Strategy, view: View, *, num_kept: int, num_skipped: int) 
     if tokens is not None:
         points = tokens.schedule(geometry, num_visual, num_kept)
         looks_ahead = any(probe.ahead for probe in tokens.probes(geometry))
-        if len(points) > 1 or tokens.merges or tokens.renumbers or looks_ahead:
+        remakes_rows = tokens.merges or tokens.renumbers or tokens.resizes
+        if len(points) > 1 or remakes_rows or looks_ahead:
             raise refuse("strategy", f"{tokens.name} can be tried on running requests only")
         if tokens.needs_vision and view.vision is None:
             raise refuse("strategy", f"{tokens.name} needs images that are encoded with facts")
