@@ -135,9 +135,9 @@ def prumerge(
     weights = [[0.0] * num_tokens for _ in rows]
     for at, row in enumerate(rows):
         if row in kept:
-            others = [v for v in range(num_tokens) if v != row]
-            others.sort(key=lambda v, row=row: (-cosine(keys[row], keys[v]), v))
-            for near in others[:neighbours]:
+            like = [cosine(keys[row], key) for key in keys]
+            like[row] = -math.inf
+            for near in sorted(range(num_tokens), key=like.__getitem__, reverse=True)[:neighbours]:
                 weights[at][near] = mean[near]
             weights[at][row] = 1.0
         else:
