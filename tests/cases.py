@@ -13,11 +13,22 @@ from app.budget import Budget, Counts, FlopsShare
 
 @dataclass(frozen=True, kw_only=True)
 class StrategyCase:
+    """What contract tests on six layers expect.
+
+    Attributes:
+        selection_layer: of the last selection.
+        keeps_count: exactly the count survives; else it is a bound.
+        merges, renumbers: dropping is then more than masking.
+    """
+
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     prunes_tokens: bool = True
     prunes_layers: bool = False
     selection_layer: int = 0
+    keeps_count: bool = True
+    merges: bool = False
+    renumbers: bool = False
 
     def __str__(self) -> str:
         knobs = ",".join(f"{key}={value}" for key, value in self.options.items())
@@ -28,6 +39,26 @@ STRATEGIES = (
     StrategyCase(name="random", prunes_layers=True),
     StrategyCase(name="fastv", selection_layer=2),
     StrategyCase(name="fastv", options={"layer": 3}, selection_layer=3),
+    StrategyCase(name="pdrop", selection_layer=4),
+    StrategyCase(name="pdrop", options={"stages": 2}, selection_layer=4),
+    StrategyCase(name="pdrop", options={"renumber": True}, selection_layer=4, renumbers=True),
+    StrategyCase(name="llavolta", selection_layer=2, merges=True),
+    StrategyCase(name="llavolta", options={"layer": 0}, merges=True),
+    StrategyCase(
+        name="llavolta",
+        options={"layer": 0, "renumber": True},
+        merges=True,
+        renumbers=True,
+    ),
+    StrategyCase(name="autoprune", selection_layer=5, keeps_count=False),
+    StrategyCase(
+        name="autoprune",
+        options={"recycle": True, "renumber": True, "k0": 2.0},
+        selection_layer=5,
+        keeps_count=False,
+        merges=True,
+        renumbers=True,
+    ),
     StrategyCase(name="shortgpt", prunes_tokens=False, prunes_layers=True),
     StrategyCase(name="par", prunes_layers=True),
     StrategyCase(name="par-token"),
@@ -35,6 +66,7 @@ STRATEGIES = (
     StrategyCase(name="random+shortgpt", prunes_layers=True),
     StrategyCase(name="fastv+shortgpt", prunes_layers=True, selection_layer=2),
     StrategyCase(name="fastv+par-layer", prunes_layers=True, selection_layer=2),
+    StrategyCase(name="pdrop+shortgpt", prunes_layers=True, selection_layer=4),
 )
 
 

@@ -15,17 +15,31 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from app.errors import InvalidField
+from app.pruning.autoprune import AutoPrune
 from app.pruning.base import Strategy
 from app.pruning.compose import Composed
 from app.pruning.fastv import FastV
+from app.pruning.llavolta import LLaVolta
 from app.pruning.none import NoPruning
 from app.pruning.par import Par, ParLayer, ParToken
+from app.pruning.pdrop import PyramidDrop
 from app.pruning.random import Random
 from app.pruning.shortgpt import ShortGPT
 
 STRATEGIES: dict[str, type[Strategy]] = {
     strategy.name: strategy
-    for strategy in (NoPruning, Random, FastV, ShortGPT, Par, ParToken, ParLayer)
+    for strategy in (
+        NoPruning,
+        Random,
+        FastV,
+        PyramidDrop,
+        LLaVolta,
+        AutoPrune,
+        ShortGPT,
+        Par,
+        ParToken,
+        ParLayer,
+    )
 }
 
 

@@ -253,5 +253,12 @@ def looking_flops(
     return total
 
 
+def check_renumber(strategy: Strategy, context: Context) -> None:
+    """Raise InvalidField where rows cannot be numbered anew."""
+    if strategy.renumbers and context.position_axes > 1:
+        message = f"this model's positions have {context.position_axes} axes: no renumbering"
+        raise refuse("options.renumber", message)
+
+
 def refuse(field_name: str, message: str) -> InvalidField:
     return InvalidField(message, param=f"budget.{field_name}")
