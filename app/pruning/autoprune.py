@@ -84,11 +84,13 @@ class AutoPrune(Strategy):
     def renumbers(self) -> bool:
         return self.renumber
 
-    def merge_flops(self, geometry: ModelGeometry, *, arriving: int, count: int) -> int:
-        if not self.recycle or count >= arriving:
+    def merge_flops(
+        self, geometry: ModelGeometry, *, layer_idx: int, arriving: int, count: int
+    ) -> int:
+        if not self.recycle or layer_idx == _FIRST or count >= arriving:
             return 0
         dropped = arriving - num_kept(arriving, count, recycle=True)
-        weighing = super().merge_flops(geometry, arriving=arriving, count=count)
+        weighing = 2 * count * arriving * geometry.width
         return weighing + clustering_flops(dropped, geometry.width)
 
     def schedule(self, geometry: ModelGeometry, num_visual: int, count: int) -> Points:
@@ -141,4 +143,6 @@ class AutoPrune(Strategy):
             centre=self.x0 * geometry.num_layers / PUBLISHED_LAYERS,
             recycle=self.recycle,
         )
-        return tuple(enumerate(leaving[:-1], start=1))
+        # A cluster may be one token too many where hardly any are asked for.
+        entering = (*leaving[:-2], min(leaving[-2], count))
+        return tuple(enumerate(entering, start=1))

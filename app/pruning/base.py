@@ -188,7 +188,9 @@ class Strategy:
         """Whether `choose` may give weights."""
         return False
 
-    def merge_flops(self, geometry: ModelGeometry, *, arriving: int, count: int) -> int:
+    def merge_flops(
+        self, geometry: ModelGeometry, *, layer_idx: int, arriving: int, count: int
+    ) -> int:
         """At most what merging costs at a point (2 per multiply-add)."""
         return 2 * count * arriving * geometry.width if self.merges else 0
 
@@ -247,8 +249,8 @@ def looking_flops(
         if probe.ahead:
             total += 2 * rows * geometry.width * (heads + 2 * kv_heads)
     arriving = shape.num_visual
-    for _, count in points:
-        total += strategy.merge_flops(geometry, arriving=arriving, count=count)
+    for layer_idx, count in points:
+        total += strategy.merge_flops(geometry, layer_idx=layer_idx, arriving=arriving, count=count)
         arriving = count
     return total
 
