@@ -30,6 +30,7 @@ class Rows:
         ids: row of the unpruned prompt and answer that each one was.
         positions: P x R.
         visual: unpruned row of each visual token.
+        planes: V x D each; plane i is added to the visual rows behind layer i.
         prompt: how many rows the unpruned prompt has.
         attention: H x R x R of the last layer run.
         kept: layer -> visual tokens left from there on, as indexes among all of them.
@@ -39,6 +40,7 @@ class Rows:
     ids: list[int]
     positions: Tensor
     visual: list[int]
+    planes: list[Tensor]
     prompt: int
     attend: Callable[[int], Tensor]
     attention: Tensor | None = None
@@ -60,11 +62,14 @@ class Rows:
         renumber: bool = False,
     ) -> None:
         """Only the visual tokens `kept` go on, as sums {token: {of token: weight}} if given."""
-        hidden = self.hidden.clone()
+        hidden, planes = self.hidden.clone(), [plane.clone() for plane in self.planes]
         for token, parts in (merge or {}).items():
             hidden[self.at(self.visual[token])] = sum(
                 weight * self.hidden[self.at(self.visual[part])] for part, weight in parts.items()
             )
+            for new, old in zip(planes, self.planes, strict=True):
+                new[token] = sum(weight * old[part] for part, weight in parts.items())
+        self.planes = planes
         gone = {self.visual[idx] for idx in self.left()} - {self.visual[idx] for idx in kept}
         stay = [idx for idx, row in enumerate(self.ids) if row not in gone]
         self.hidden = hidden[stay]
@@ -100,7 +105,9 @@ class SlowDecoder:
         layouts = [adapter.layout(image) for image in request.images]
         prompt = adapter.prompt(request.question, layouts)
         given = adapter.positions(prompt, layouts)
-        tokens = torch.cat([each.tokens_VD for each in adapter.encode(request.images)])
+        images = adapter.encode(request.images)
+        tokens = torch.cat([each.tokens_VD for each in images])
+        planes = zip(*(each.planes for each in images), strict=True)
         ids = [*prompt.token_ids, *generated[:-1]]
         hidden = decoder.get_input_embeddings()(torch.tensor(ids)).clone()
         hidden[list(prompt.visual_rows)] = tokens.double()
@@ -111,6 +118,7 @@ class SlowDecoder:
             ids=list(range(len(ids))),
             positions=positions,
             visual=list(prompt.visual_rows),
+            planes=[torch.cat(plane).double() for plane in planes],
             prompt=len(prompt.token_ids),
             attend=lambda layer_idx: self._layer(layer_idx, rows)[1],
         )
@@ -118,6 +126,9 @@ class SlowDecoder:
             act(layer_idx, rows)
             if runs is None or runs[layer_idx]:
                 rows.hidden, rows.attention = self._layer(layer_idx, rows)
+            if layer_idx < len(rows.planes):
+                for idx in rows.left():
+                    rows.hidden[rows.at(rows.visual[idx])] += rows.planes[layer_idx][idx]
         logits = self.model.get_output_embeddings()(decoder.norm(rows.hidden))
         return logits[-len(generated) :], rows
 

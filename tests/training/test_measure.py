@@ -7,6 +7,8 @@ import torch
 from torch.testing import assert_close
 from transformers import LlavaForConditionalGeneration
 
+from app.errors import InvalidField
+from app.pruning import make_strategy
 from app.pruning.base import Context
 from app.pruning.fastv import FastV
 from app.training.bank import PictureBank
@@ -97,6 +99,16 @@ def test_a_trial_of_fastv_keeps_what_the_last_row_looks_at(
     expected = answers[0].attention[1][:, -1].mean(0).topk(4).indices.sort().values
     assert plan.kept == tuple(expected.tolist())
     assert plan.last_selection_layer == 2
+
+
+@pytest.mark.parametrize("name", ["pdrop", "llavolta", "autoprune"])
+def test_a_strategy_that_looks_at_its_own_plan_is_not_tried_on_a_dense_answer(
+    frozen: FrozenModel, answers: list[DenseAnswer], name: str
+) -> None:
+    context = Context(geometry=frozen.adapter.geometry)
+    view = view_of(answers[0], frozen, context, seed=0)
+    with pytest.raises(InvalidField, match=f"{name} can be tried on running requests only"):
+        plan_by(make_strategy(name), view, num_kept=4, num_skipped=0)
 
 
 def test_block_influence_is_that_of_transformers_hidden_states(
