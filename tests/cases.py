@@ -16,10 +16,12 @@ from app.pruning.greedy import covering_flops, farthest_flops
 
 @dataclass(frozen=True, kw_only=True)
 class StrategyCase:
-    """What contract tests expect.
+    """What contract tests on six layers expect.
 
     Attributes:
-        merges: dropping is then more than masking.
+        selection_layer: of the last selection.
+        keeps_count: exactly the count survives; else it is a bound.
+        merges, renumbers: dropping is then more than masking.
         loops: (prompt shape, count) -> FLOPs of a greedy loop's vectors, charged but no matrices.
     """
 
@@ -28,7 +30,9 @@ class StrategyCase:
     prunes_tokens: bool = True
     prunes_layers: bool = False
     selection_layer: int = 0
+    keeps_count: bool = True
     merges: bool = False
+    renumbers: bool = False
     loops: Callable[[PromptShape, int], int] = lambda shape, count: 0
 
     def __str__(self) -> str:
@@ -66,6 +70,26 @@ STRATEGIES = (
     StrategyCase(name="pool", merges=True),
     StrategyCase(name="divprune+shortgpt", prunes_layers=True, loops=_divprune_loops),
     StrategyCase(name="visionzip+par-layer", prunes_layers=True, merges=True),
+    StrategyCase(name="pdrop", selection_layer=4),
+    StrategyCase(name="pdrop", options={"stages": 2}, selection_layer=4),
+    StrategyCase(name="pdrop", options={"renumber": True}, selection_layer=4, renumbers=True),
+    StrategyCase(name="llavolta", selection_layer=2, merges=True),
+    StrategyCase(name="llavolta", options={"layer": 0}, merges=True),
+    StrategyCase(
+        name="llavolta",
+        options={"layer": 0, "renumber": True},
+        merges=True,
+        renumbers=True,
+    ),
+    StrategyCase(name="autoprune", selection_layer=5, keeps_count=False),
+    StrategyCase(
+        name="autoprune",
+        options={"recycle": True, "renumber": True, "k0": 2.0},
+        selection_layer=5,
+        keeps_count=False,
+        merges=True,
+        renumbers=True,
+    ),
     StrategyCase(name="shortgpt", prunes_tokens=False, prunes_layers=True),
     StrategyCase(name="par", prunes_layers=True),
     StrategyCase(name="par-token"),
@@ -73,6 +97,7 @@ STRATEGIES = (
     StrategyCase(name="random+shortgpt", prunes_layers=True),
     StrategyCase(name="fastv+shortgpt", prunes_layers=True, selection_layer=2),
     StrategyCase(name="fastv+par-layer", prunes_layers=True, selection_layer=2),
+    StrategyCase(name="pdrop+shortgpt", prunes_layers=True, selection_layer=4),
 )
 
 

@@ -14,6 +14,8 @@ from app.pruning.vision import VisionFeatures
 def with_images(view: View, visual: VisualTokens, layouts: Sequence[ImageLayout]) -> View:
     """`view` with the images' sizes and grids and, where they were encoded with facts, those."""
     facts, vision = visual.facts, None
+    tower = view.context.geometry.vision
+    has_class = tower is not None and tower.has_class
     if facts is not None:
         vision = VisionFeatures(
             attention_HV=facts.attention_HV,
@@ -25,5 +27,5 @@ def with_images(view: View, visual: VisualTokens, layouts: Sequence[ImageLayout]
         visual_per_image=tuple(layout.num_visual for layout in layouts),
         grids=tuple(layout.grid for layout in layouts),
         vision=vision,
-        cls_attention_V=vision.attention_HV.mean(0) if vision else None,
+        cls_attention_V=vision.attention_HV.mean(0) if vision and has_class else None,
     )

@@ -15,14 +15,17 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from app.errors import InvalidField
+from app.pruning.autoprune import AutoPrune
 from app.pruning.base import Strategy
 from app.pruning.cdpruner import CDPruner
 from app.pruning.compose import Composed
 from app.pruning.divprune import DivPrune
 from app.pruning.fastv import FastV
+from app.pruning.llavolta import LLaVolta
 from app.pruning.mmtok import MMTok
 from app.pruning.none import NoPruning
 from app.pruning.par import Par, ParLayer, ParToken
+from app.pruning.pdrop import PyramidDrop
 from app.pruning.pool import Pool
 from app.pruning.prumerge import PruMerge
 from app.pruning.random import Random
@@ -43,6 +46,9 @@ STRATEGIES: dict[str, type[Strategy]] = {
         PruMerge,
         Pool,
         Resize,
+        PyramidDrop,
+        LLaVolta,
+        AutoPrune,
         ShortGPT,
         Par,
         ParToken,

@@ -105,7 +105,8 @@ class View:
         visual_per_image: visual tokens of each image; empty where there is one.
         grids: which of each image's tokens show it whole, row by row; empty where unknown.
         vision: facts of the vision tower; only for strategies that need them.
-        cls_attention_V: the attention among them, mean over the heads.
+        cls_attention_V: the class token's attention among them, mean over the heads; None without
+            facts, and in towers that have no class token.
         arrival: what reaches the point; None before prefill, where every token does.
         attention: layer index -> H x S x C attention of the probed rows over the visual rows that
             arrive, normalised over all keys; only layers probed since the last selection.
@@ -199,7 +200,9 @@ class Strategy:
         """Whether `choose` may give weights."""
         return False
 
-    def merge_flops(self, geometry: ModelGeometry, *, arriving: int, count: int) -> int:
+    def merge_flops(
+        self, geometry: ModelGeometry, *, layer_idx: int, arriving: int, count: int
+    ) -> int:
         """At most what merging costs at a point (2 per multiply-add)."""
         return 2 * count * arriving * geometry.width if self.merges else 0
 
@@ -266,10 +269,17 @@ def looking_flops(
             total += 2 * rows * geometry.width * (heads + 2 * kv_heads)
     total += strategy.choice_flops(geometry, shape, points[-1][1])
     arriving = shape.num_visual
-    for _, count in points:
-        total += strategy.merge_flops(geometry, arriving=arriving, count=count)
+    for layer_idx, count in points:
+        total += strategy.merge_flops(geometry, layer_idx=layer_idx, arriving=arriving, count=count)
         arriving = count
     return total
+
+
+def check_renumber(strategy: Strategy, context: Context) -> None:
+    """Raise InvalidField where rows cannot be numbered anew."""
+    if strategy.renumbers and context.position_axes > 1:
+        message = f"this model's positions have {context.position_axes} axes: no renumbering"
+        raise refuse("options.renumber", message)
 
 
 def refuse(field_name: str, message: str) -> InvalidField:

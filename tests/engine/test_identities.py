@@ -35,7 +35,7 @@ def _request(case: StrategyCase, seed: int = 0) -> ChatRequest:
     )
 
 
-MASKS = [case for case in STRATEGIES if not case.merges]
+MASKS = [case for case in STRATEGIES if not (case.merges or case.renumbers)]
 
 
 @pytest.mark.parametrize("case", MASKS, ids=str)
@@ -118,7 +118,8 @@ def test_a_strategy_keeps_order_and_count_and_repeats_itself(
     assert first.plan == again.plan
     if case.prunes_tokens:
         assert first.plan.kept == tuple(sorted(set(first.plan.kept or ())))
-        assert first.plan.num_kept == len(first.plan.kept or ()) == 20
+        assert first.plan.num_kept == len(first.plan.kept or ()) <= 20
+        assert first.plan.num_kept == 20 or not case.keeps_count
         assert first.plan.last_selection_layer == case.selection_layer
     else:
         assert first.plan.num_kept == NUM_VISUAL

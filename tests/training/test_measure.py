@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from transformers import LlavaForConditionalGeneration
 
 from app.errors import InvalidField
+from app.pruning import make_strategy
 from app.pruning.base import Context, Strategy
 from app.pruning.fastv import FastV
 from app.pruning.mmtok import MMTok
@@ -128,6 +129,16 @@ def test_a_strategy_that_remakes_the_rows_is_not_tried_on_a_dense_answer(
     view = view_of(answers[0], frozen, context, seed=0)
     with pytest.raises(InvalidField, match="running requests only"):
         plan_by(strategy, view, num_kept=4, num_skipped=0)
+
+
+@pytest.mark.parametrize("name", ["pdrop", "llavolta", "autoprune"])
+def test_a_strategy_that_looks_at_its_own_plan_is_not_tried_on_a_dense_answer(
+    frozen: FrozenModel, answers: list[DenseAnswer], name: str
+) -> None:
+    context = Context(geometry=frozen.adapter.geometry)
+    view = view_of(answers[0], frozen, context, seed=0)
+    with pytest.raises(InvalidField, match=f"{name} can be tried on running requests only"):
+        plan_by(make_strategy(name), view, num_kept=4, num_skipped=0)
 
 
 def test_block_influence_is_that_of_transformers_hidden_states(
