@@ -20,6 +20,7 @@ from app.core.model import (
     Prompt,
     PromptShape,
     TokenGrid,
+    VisionGeometry,
 )
 from app.core.plan import Cost, Plan, Selection
 
@@ -44,4 +45,5 @@ __all__ = [
     "Timing",
     "TokenChunk",
     "TokenGrid",
+    "VisionGeometry",
 ]

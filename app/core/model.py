@@ -6,6 +6,25 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class VisionGeometry:
+    """Widths of a vision tower where strategies look at it; `key_width` is that of all heads.
+
+    Attributes:
+        has_class: whether a class token looks at the patches; else all patches look at each other.
+    """
+
+    num_heads: int
+    key_width: int
+    feature_width: int
+    has_class: bool
+
+    def look_flops(self, num_patches: int) -> int:
+        """q.k products recomputed for one tile of so many patches."""
+        rows = num_patches + self.has_class
+        return 2 * (1 if self.has_class else rows) * rows * self.key_width
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelGeometry:
     """The decoder's shape: all that cost arithmetic and budget allocation need to know of it.
 
@@ -13,6 +32,7 @@ class ModelGeometry:
         mlp_width: inner width of the gated MLP, which has three matrices.
         bytes_per_value: size of one stored key or value element.
         protected_layers: layers that no plan may skip.
+        vision: the tower's widths, where strategies can look at it.
     """
 
     num_layers: int
@@ -25,6 +45,7 @@ class ModelGeometry:
     max_positions: int
     bytes_per_value: int = 4
     protected_layers: frozenset[int] = frozenset()
+    vision: VisionGeometry | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,11 +133,13 @@ class ImageLayout:
     Attributes:
         placeholder: what takes the place of the chat template's image token.
         runs: visual tokens that each image token in `placeholder` stands for, in order.
+        tiles: patches of each tile that the vision tower sees, its class token not counted.
     """
 
     grid: TokenGrid
     placeholder: str
     runs: tuple[int, ...]
+    tiles: tuple[int, ...] = ()
 
     @property
     def num_visual(self) -> int:

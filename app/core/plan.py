@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +60,29 @@ class Plan:
     @property
     def last_selection_layer(self) -> int:
         return self.selections[-1].layer_idx if self.selections else 0
+
+    @property
+    def points(self) -> tuple[tuple[int, int], ...]:
+        """(layer, surviving visual rows) of each selection, ascending by layer."""
+        return tuple((selection.layer_idx, selection.count) for selection in self.selections)
+
+    @property
+    def is_chosen(self) -> bool:
+        """Every selection says which rows it keeps."""
+        return all(selection.kept is not None for selection in self.selections)
+
+    def selection_at(self, layer_idx: int) -> Selection | None:
+        return next((each for each in self.selections if each.layer_idx == layer_idx), None)
+
+    def with_kept(self, layer_idx: int, kept: tuple[int, ...]) -> Plan:
+        """The selection at `layer_idx` filled in."""
+        return replace(
+            self,
+            selections=tuple(
+                replace(each, kept=kept) if each.layer_idx == layer_idx else each
+                for each in self.selections
+            ),
+        )
 
     @property
     def is_dense(self) -> bool:

@@ -27,27 +27,42 @@ class Encoder:
     def encode(self, prompts: Sequence[PreparedPrompt]) -> list[VisualTokens]:
         """Each prompt's images joined, in order. Raises what the adapter raises."""
         found: dict[ImageKey, VisualTokens] = {}
-        missing: dict[ImageKey, tuple[ImageInput, int]] = {}
-        for prepared in prompts:
+        missing: dict[bool, dict[ImageKey, tuple[ImageInput, int]]] = {False: {}, True: {}}
+        for prepared in sorted(prompts, key=_needs_facts, reverse=True):
+            needs_facts = _needs_facts(prepared)
             for image, layout in zip(prepared.request.images, prepared.layouts, strict=True):
                 key = self._key(prepared, image)
                 kept = self.cache.find(key)
-                self._count(hit=kept is not None or key in missing)
-                if kept is None:
-                    missing[key] = (image, layout.num_visual)
-                else:
-                    found[key] = kept
-        for batch in _batches(missing):
-            tokens = self._adapter.encode([image for image, _ in batch.values()])
-            for key, visual in zip(batch, tokens, strict=True):
-                found[key] = visual.own()
-                self.cache.keep(key, found[key])
+                known = kept is not None and (kept.facts is not None or not needs_facts)
+                awaited = key in missing[True] or key in missing[needs_facts]
+                self._count(hit=known or awaited)
+                if kept is not None and known:
+                    found.setdefault(key, kept)
+                elif not awaited:
+                    missing[needs_facts][key] = (image, layout.num_visual)
+        for with_facts, images in missing.items():
+            for batch in _batches(images):
+                self._encode(batch, found, with_facts=with_facts)
         return [
             VisualTokens.joined(
                 [found[self._key(prepared, image)] for image in prepared.request.images]
             )
             for prepared in prompts
         ]
+
+    def _encode(
+        self,
+        batch: dict[ImageKey, tuple[ImageInput, int]],
+        found: dict[ImageKey, VisualTokens],
+        *,
+        with_facts: bool,
+    ) -> None:
+        images = [image for image, _ in batch.values()]
+        encode = self._adapter.encode
+        tokens = encode(images, with_facts=True) if with_facts else encode(images)
+        for key, visual in zip(batch, tokens, strict=True):
+            found[key] = visual.own()
+            self.cache.keep(key, found[key])
 
     def _count(self, *, hit: bool) -> None:
         counts = self.counts
@@ -59,6 +74,12 @@ class Encoder:
             digest=image.digest,
             fingerprint=self._adapter.fingerprint,
         )
+
+
+def _needs_facts(prepared: PreparedPrompt) -> bool:
+    """Of the vision tower, beside the tokens: only to choose, and not where nothing is dropped."""
+    tokens = prepared.strategy.token_part
+    return tokens is not None and tokens.needs_vision and bool(prepared.allocation.plan.selections)
 
 
 def _batches(

@@ -37,9 +37,11 @@ class EncoderCache:
         return found
 
     def keep(self, key: ImageKey, visual: VisualTokens) -> None:
-        """Store an image's tokens, unless they alone are over the limit."""
-        if key in self._kept or visual.nbytes > self._max_bytes:
+        """Store an image's tokens in place of any before, unless they alone are over the limit."""
+        if visual.nbytes > self._max_bytes:
             return
+        before = self._kept.pop(key, None)
+        self._bytes -= before.nbytes if before else 0
         self._kept[key] = visual
         self._bytes += visual.nbytes
         while self._bytes > self._max_bytes:

@@ -6,18 +6,22 @@ The only place where adapters, strategies and the router meet.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence as Many
 from dataclasses import replace
+from itertools import chain
 
 from torch import Tensor
 
-from app.core import BudgetRequest, ChatRequest, Plan, PromptShape, StrategyInfo
-from app.cost import cost_of
-from app.engine.ragged import Segment
+from app.core import BudgetRequest, ChatRequest, ImageLayout, Plan, PromptShape, StrategyInfo
+from app.cost import cost_of, kv_bytes
+from app.engine.segment import Choose, Segment, as_planned
 from app.engine.sequence import PreparedPrompt, Sequence
+from app.engine.views import with_images
 from app.models.base import Adapter
+from app.models.families.base import VisualTokens
 from app.pruning import STRATEGIES, make_strategy
-from app.pruning.allocate import Allocation, Allocator, settle
-from app.pruning.base import Context, RouterScores, Strategy, View
+from app.pruning.allocate import Allocation, Allocator, rescheduled, settle, trimmed
+from app.pruning.base import Arrival, Choice, Context, Points, RouterScores, Strategy, View
 from app.pruning.compose import needs_router
 from app.pruning.frontier import CalibratedFrontier, Frontier, PublishedFrontier
 from app.router.store import LoadedRouter
@@ -36,15 +40,21 @@ class Planner:
             geometry=adapter.geometry,
             router_candidates=router.candidates if router else None,
             block_influence=router.block_influence if router else None,
+            position_axes=adapter.position_axes,
+            fixed_visual=adapter.fixed_visual,
         )
         self._calibrated = _frontier(router)
 
-    def resolve(self, request: ChatRequest, shape: PromptShape) -> tuple[Strategy, Allocation]:
+    def resolve(
+        self, request: ChatRequest, shape: PromptShape, layouts: Many[ImageLayout]
+    ) -> tuple[Strategy, Allocation]:
         """The strategy and the bound that the budget allows. Raises typed 422s."""
         budget = request.budget
         strategy = make_strategy(budget.strategy or self.default_strategy(budget), budget.options)
         strategy.check(self._context)
-        return strategy, self._allocator(strategy, shape, budget.min_tokens).allocate(budget)
+        look = self._adapter.look_flops(layouts)
+        allocator = self._allocator(strategy, shape, budget.min_tokens, look_flops=look)
+        return strategy, allocator.allocate(budget)
 
     def default_strategy(self, budget: BudgetRequest | None = None) -> str:
         if self._router is not None:
@@ -53,39 +63,80 @@ class Planner:
         calibrated = self._context.block_influence is not None
         return f"{_TRAINING_FREE}+shortgpt" if asks_layers and calibrated else _TRAINING_FREE
 
-    def choose_first(self, prepared: PreparedPrompt, visual_VD: Tensor) -> Plan:
-        """All that can be chosen before prefill: layers, and tokens dropped at layer 0."""
-        bound = prepared.allocation.plan
+    def choose_first(
+        self, prepared: PreparedPrompt, visual: VisualTokens
+    ) -> tuple[Plan, dict[int, Tensor]]:
+        """All that can be chosen before prefill, layers and tokens dropped at layer 0.
+
+        Returns:
+            The plan, and merging weights by layer.
+        """
+        bound, strategy = prepared.allocation.plan, prepared.strategy
         if bound.is_dense:
-            return bound
-        strategy = prepared.strategy
-        view = self._view(prepared, visual_VD)
-        kept = None
-        if bound.selections and bound.last_selection_layer == 0:
-            kept = tuple(strategy.select(view, bound.num_kept).tolist())
+            return bound, {}
+        view = self._view(prepared, visual)
         skipped: tuple[int, ...] = ()
         if prepared.allocation.num_skipped:
+            assert strategy.layer_part is not None, "only a layer strategy skips layers"
             allowed = prepared.allocation.allowed
-            skipped = strategy.skip(view, allowed, prepared.allocation.num_skipped)
-        plan = settle(bound, skipped=skipped, kept=kept)
+            skipped = strategy.layer_part.skip(view, allowed, prepared.allocation.num_skipped)
+        plan = settle(bound, skipped=skipped)
         if needs_router(strategy) and self._router is not None:
             plan = replace(plan, router=self._router.identity)
+        weights: dict[int, Tensor] = {}
+        if plan.selection_at(0) is not None:
+            plan, choice = self._chosen(prepared, plan, view)
+            if choice.weights is not None:
+                weights[0] = choice.weights
         self._prove(prepared, plan)
-        return plan
+        return plan, weights
 
-    def choose_at(self, sequence: Sequence, segment: Segment) -> Plan:
-        """Fill in the selection of an in-decoder strategy from what it sees at its layer."""
+    def chooser(self, sequence: Sequence) -> Choose:
+        """Fills in the selections of an in-decoder strategy from what it sees at its layers."""
         prepared = sequence.prepared
-        view = replace(
-            self._view(prepared, sequence.visual.tokens_VD, with_router=False),
-            attention=segment.attention,
-        )
-        kept = prepared.strategy.select(view, sequence.plan.num_kept)
-        plan = settle(
-            sequence.plan, skipped=sequence.plan.skipped_layers, kept=tuple(kept.tolist())
-        )
-        self._prove(prepared, plan)
-        sequence.plan = plan
+        seen = self._view(prepared, sequence.visual, with_router=False)
+
+        def choose(segment: Segment, arrival: Arrival) -> Choice:
+            selection = sequence.plan.selection_at(arrival.layer_idx)
+            assert selection is not None
+            if selection.kept is not None:
+                return as_planned(sequence.plan, sequence.weights)(segment, arrival)
+            view = replace(seen, arrival=arrival, attention=segment.attention)
+            plan, choice = self._chosen(prepared, sequence.plan, view)
+            if plan.is_chosen:
+                self._prove(prepared, plan)
+            sequence.adopt(plan, arrival.layer_idx, choice)
+            segment.plan = plan
+            return choice
+
+        return choose
+
+    def _chosen(self, prepared: PreparedPrompt, plan: Plan, view: View) -> tuple[Plan, Choice]:
+        """The selection at the point of `view`, after what looking there changes of the counts."""
+        tokens = prepared.strategy.token_part
+        assert tokens is not None, "only a token strategy has selections"
+        layer_idx = view.layer_idx
+        if tokens.adapts:
+            remaining = tuple(point for point in plan.points if point[0] >= layer_idx)
+            wanted = tokens.reschedule(view, prepared.allocation.count, remaining)
+            if wanted != remaining:
+                plan = self._within_bound(prepared, plan, wanted)
+        selection = plan.selection_at(layer_idx)
+        assert selection is not None
+        choice = tokens.choose(view, selection.count)
+        return plan.with_kept(layer_idx, tuple(choice.rows.tolist())), choice
+
+    def _within_bound(self, prepared: PreparedPrompt, plan: Plan, wanted: Points) -> Plan:
+        """`plan` with the counts `wanted`, or as few less as cost and KV of the bound ask for."""
+        tokens, shape = prepared.strategy.token_part, prepared.shape
+        assert tokens is not None
+        geometry, allocation = self._adapter.geometry, prepared.allocation
+        room = kv_bytes(geometry, shape, allocation.plan, num_generated=1)
+        for points in chain([wanted], trimmed(wanted)):
+            changed = rescheduled(plan, tokens, geometry, shape, points)
+            fits = kv_bytes(geometry, shape, changed, num_generated=1) <= room
+            if fits and cost_of(geometry, shape, changed).prefill_ratio <= allocation.limit:
+                return changed
         return plan
 
     def strategies(self) -> tuple[StrategyInfo, ...]:
@@ -95,6 +146,8 @@ class Planner:
             if kind.needs_router and self._router is None:
                 continue
             if name == "shortgpt" and self._context.block_influence is None:
+                continue
+            if kind.resizes and self._context.fixed_visual is not None:
                 continue
             infos.append(
                 StrategyInfo(
@@ -116,7 +169,9 @@ class Planner:
         strategy = make_strategy(self.default_strategy())
         return self._allocator(strategy, shape, 1).smallest_share()
 
-    def _allocator(self, strategy: Strategy, shape: PromptShape, min_tokens: int) -> Allocator:
+    def _allocator(
+        self, strategy: Strategy, shape: PromptShape, min_tokens: int, *, look_flops: int = 0
+    ) -> Allocator:
         router = self._router
         calibrated = needs_router(strategy)
         return Allocator(
@@ -126,12 +181,13 @@ class Planner:
             frontier=self._calibrated if calibrated else PublishedFrontier(),
             router_flops=router.flops if router else lambda _: 0,
             min_tokens=min_tokens,
+            look_flops=look_flops,
         )
 
     def _view(
         self,
         prepared: PreparedPrompt,
-        visual_VD: Tensor,
+        visual: VisualTokens,
         *,
         with_router: bool = True,
     ) -> View:
@@ -140,18 +196,19 @@ class Planner:
         question_QD = self._adapter.embed(prompt.token_ids[start : start + count])
         scores: RouterScores | None = None
         if with_router and self._router is not None and needs_router(prepared.strategy):
-            token_logits, layer_logits = self._router.score(visual_VD, question_QD)
+            token_logits, layer_logits = self._router.score(visual.tokens_VD, question_QD)
             scores = RouterScores(token_logits=token_logits, layer_logits=layer_logits)
-        return View(
+        view = View(
             context=self._context,
-            visual_VD=visual_VD,
+            visual_VD=visual.tokens_VD,
             question_QD=question_QD,
             seed=prepared.seed,
             router=scores,
         )
+        return with_images(view, visual, prepared.layouts)
 
     def _prove(self, prepared: PreparedPrompt, plan: Plan) -> None:
-        cost = cost_of(self._adapter.geometry, prepared.shape, plan)
+        cost = prepared.cost(self._adapter.geometry, plan)
         limit = prepared.allocation.limit
         assert cost.prefill_ratio <= limit, f"plan costs {cost.prefill_ratio}, limit {limit}"
         assert prepared.request.budget.form.allows(cost) or plan.is_dense, "budget exceeded"

@@ -22,12 +22,14 @@ class Rows:
 
     Attributes:
         visual_rows: row of each visual token among these, ascending.
+        visual_ids: index of each of them among the unpruned visual tokens.
         planes: one row per visual row each; plane i is added behind decoder layer i.
     """
 
     hidden_SD: Tensor
     positions_PS: Tensor
     visual_rows: Tensor
+    visual_ids: Tensor
     planes: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
@@ -41,6 +43,7 @@ class Rows:
             hidden_SD=self.hidden_SD[start:stop],
             positions_PS=self.positions_PS[:, start:stop],
             visual_rows=self.visual_rows[inside] - start,
+            visual_ids=self.visual_ids[inside],
             planes=tuple(plane[on_device] for plane in self.planes),
         )
 
@@ -54,8 +57,15 @@ def prompt_rows(
     plan: Plan,
     *,
     tail_ids: Sequence[int] = (),
+    weights_KV: Tensor | None = None,
+    renumber: bool = False,
 ) -> Rows:
-    """The prompt's rows, then those of `tail_ids`: generated tokens that are run anew."""
+    """The prompt's rows, then those of `tail_ids`: generated tokens that are run anew.
+
+    Args:
+        weights_KV: each kept token, and its planes, is this sum of the unpruned ones.
+        renumber: positions without those of the rows that do not enter; of one axis only.
+    """
     num_rows = len(prompt.token_ids)
     kept = _kept_at_entry(plan)
     survives = torch.ones(num_rows + len(tail_ids), dtype=torch.bool)
@@ -67,14 +77,16 @@ def prompt_rows(
     token_ids = torch.tensor([*prompt.token_ids, *tail_ids])
     hidden_SD = adapter.embed(token_ids[rows_S].tolist())
     device = hidden_SD.device
-    hidden_SD[visual_rows.to(device)] = visual.tokens_VD[kept.to(device)].to(hidden_SD.dtype)
+    entering = visual.selected(kept.to(device), weights_KV)
+    hidden_SD[visual_rows.to(device)] = entering.tokens_VD.to(hidden_SD.dtype)
     tail = positions.next + torch.arange(len(tail_ids))
     positions_PT = torch.cat([positions.rows_PT, tail.expand(len(positions.rows_PT), -1)], dim=1)
     return Rows(
         hidden_SD=hidden_SD,
-        positions_PS=positions_PT[:, rows_S],
+        positions_PS=positions_PT[:, : len(rows_S)] if renumber else positions_PT[:, rows_S],
         visual_rows=visual_rows,
-        planes=tuple(plane[kept.to(device)] for plane in visual.planes),
+        visual_ids=kept,
+        planes=entering.planes,
     )
 
 

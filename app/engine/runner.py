@@ -8,13 +8,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence as Many
-from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from app.core import Capabilities, ChatRequest, ChatResult, FinishReason, Plan, TokenChunk
+from app.core import Capabilities, ChatRequest, ChatResult, FinishReason, TokenChunk
 from app.engine.base import (
     ALL_ROWS,
     CacheCounts,
@@ -25,8 +24,10 @@ from app.engine.base import (
 from app.engine.encoder import Encoder
 from app.engine.memory import encoding_error, undone_without_memory
 from app.engine.planner import Planner, request_seed
-from app.engine.ragged import DecoderLoop, Segment
+from app.engine.ragged import DecoderLoop
+from app.engine.resizing import resized
 from app.engine.sampling import Sampler
+from app.engine.segment import Segment, as_planned
 from app.engine.sequence import PreparedPrompt, Sequence
 from app.engine.text import AnswerText
 from app.engine.tickets import Demand
@@ -76,8 +77,7 @@ class ModelRunner:
             )
         layouts = tuple(self._adapter.layout(image) for image in request.images)
         prompt = self._adapter.prompt(request.question, layouts)
-        self._check_length(request, len(prompt.token_ids))
-        strategy, allocation = self._planner.resolve(request, prompt.shape)
+        strategy, allocation = self._planner.resolve(request, prompt.shape, layouts)
         prepared = PreparedPrompt(
             request=request,
             prompt=prompt,
@@ -87,6 +87,9 @@ class ModelRunner:
             allocation=allocation,
             seed=request_seed(request),
         )
+        if strategy.token_part and strategy.token_part.resizes and allocation.plan.selections:
+            prepared = resized(self._adapter, prepared)
+        self._check_length(request, len(prepared.prompt.token_ids))
         if self.demand(prepared).kv_bytes(request.sampling.max_tokens) > self._kv_bytes_limit:
             raise EngineOutOfMemory("the request's keys and values do not fit even alone")
         return prepared
@@ -170,7 +173,7 @@ class ModelRunner:
         planning = time.monotonic()
         try:
             with torch.inference_mode():
-                plan = self._planner.choose_first(prepared, visual.tokens_VD)
+                plan, weights = self._planner.choose_first(prepared, visual)
                 positions = self._adapter.positions(prepared.prompt, prepared.layouts)
         except AllrounderError as err:
             return err
@@ -181,6 +184,7 @@ class ModelRunner:
             prepared=prepared,
             plan=plan,
             visual=visual,
+            weights=weights,
             sampler=Sampler(prepared.request.sampling),
             text=AnswerText(self._adapter.text_stream(), prepared.request.sampling.stop),
             positions=positions,
@@ -203,10 +207,10 @@ class ModelRunner:
             return sequence.decode_segment(self._adapter)
         segment = sequence.prompt_segment(self._adapter, num_rows)
         if sequence.awaits_selection:
-            segment.probes = sequence.prepared.strategy.probes()
-            segment.choose = partial(self._planner.choose_at, sequence)
+            segment.probes = sequence.probes(self._adapter.geometry)
+            segment.choose = self._planner.chooser(sequence)
         elif sequence.plan.last_selection_layer:
-            segment.choose = _as_chosen
+            segment.choose = as_planned(sequence.plan, sequence.weights)
         return segment
 
     def _advance_all(
@@ -281,8 +285,3 @@ class ModelRunner:
             strategies=self._planner.strategies(),
             smallest_budget=self._planner.smallest_budget(),
         )
-
-
-def _as_chosen(segment: Segment) -> Plan:
-    """The selection was made when the prompt first ran; a preempted request keeps it."""
-    return segment.plan

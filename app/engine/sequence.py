@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from app.core import (
     ChatRequest,
     ChatResult,
+    Cost,
     FinishReason,
     ImageLayout,
     ModelGeometry,
     Plan,
     Prompt,
     PromptShape,
+    Selection,
     Timing,
 )
 from app.cost import cost_of, kv_bytes_per_row
 from app.engine.kv import SequenceKv, max_rows_held
-from app.engine.ragged import Segment
 from app.engine.rows import Rows, prompt_rows
 from app.engine.sampling import Sampler
+from app.engine.segment import Segment
 from app.engine.text import AnswerText
 from app.engine.tickets import Demand
 from app.models.base import Adapter
 from app.models.families.base import PromptPositions, VisualTokens
 from app.pruning.allocate import Allocation
-from app.pruning.base import Strategy
+from app.pruning.base import Choice, Probe, Strategy
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedPrompt:
-    """A request with its prompt built and its budget resolved to a bound. Satisfies `Prepared`."""
+    """A request with its prompt built and its budget resolved to a bound. Satisfies `Prepared`.
+
+    Attributes:
+        unscaled: the prompt's shape before its pictures were made smaller, if they were.
+    """
 
     request: ChatRequest
     prompt: Prompt
@@ -41,6 +48,28 @@ class PreparedPrompt:
     strategy: Strategy
     allocation: Allocation
     seed: int
+    unscaled: PromptShape | None = None
+
+    def cost(self, geometry: ModelGeometry, plan: Plan, *, num_generated: int = 1) -> Cost:
+        """Of `plan`, beside the dense model on the pictures as they came."""
+        cost = cost_of(geometry, self.shape, plan, num_generated=num_generated)
+        if self.unscaled is None:
+            return cost
+        dense = Plan.dense(num_layers=geometry.num_layers, num_visual=self.unscaled.num_visual)
+        whole = cost_of(geometry, self.unscaled, dense, num_generated=num_generated)
+        return replace(
+            cost,
+            dense_prefill=whole.dense_prefill,
+            dense_decode=whole.dense_decode,
+            dense_kv_bytes=whole.dense_kv_bytes,
+        )
+
+    def reported(self, plan: Plan) -> Plan:
+        """`plan` as the caller sees it: of scaled pictures no token is one that was there."""
+        if self.unscaled is None:
+            return plan
+        selection = Selection(layer_idx=0, count=plan.num_visual)
+        return replace(plan, num_visual=self.unscaled.num_visual, selections=(selection,))
 
     def demand(self, geometry: ModelGeometry) -> Demand:
         """What computing this request takes, by its bound."""
@@ -76,6 +105,7 @@ class Sequence:
     """A begun request: plan, KV, sampler and text so far. Satisfies `Running`.
 
     Attributes:
+        weights: merging weights of the selections made so far, K x C by layer.
         rows: the prompt's rows while some are not yet computed.
         num_computed: how many of them are.
     """
@@ -86,6 +116,7 @@ class Sequence:
     sampler: Sampler
     text: AnswerText
     positions: PromptPositions
+    weights: dict[int, Tensor] = field(default_factory=dict)
     kv: SequenceKv = field(default_factory=SequenceKv)
     clock: StageClock = field(default_factory=StageClock)
     token_ids: list[int] = field(default_factory=list)
@@ -104,7 +135,24 @@ class Sequence:
     @property
     def awaits_selection(self) -> bool:
         """A selection past layer 0 is still open: only prefill can fill it in."""
-        return any(selection.kept is None for selection in self.plan.selections)
+        return not self.plan.is_chosen
+
+    @property
+    def _tokens(self) -> Strategy | None:
+        return self.prepared.strategy.token_part
+
+    @property
+    def _renumbers(self) -> bool:
+        return self._tokens is not None and self._tokens.renumbers
+
+    def probes(self, geometry: ModelGeometry) -> tuple[Probe, ...]:
+        return self._tokens.probes(geometry) if self._tokens else ()
+
+    def adopt(self, plan: Plan, layer_idx: int, choice: Choice) -> None:
+        """Go by `plan`, in which `choice` is the selection at `layer_idx`."""
+        self.plan = plan
+        if choice.weights is not None:
+            self.weights[layer_idx] = choice.weights
 
     def prompt_segment(self, adapter: Adapter, num_rows: int) -> Segment:
         """The next rows, `num_rows` at most: the prompt, and the answer so far if preempted."""
@@ -116,6 +164,8 @@ class Sequence:
                 self.visual,
                 self.plan,
                 tail_ids=self.token_ids,
+                weights_KV=self.weights.get(0),
+                renumber=self._renumbers,
             )
         stop = min(self.num_computed + num_rows, len(self.rows))
         whole = stop - self.num_computed == len(self.rows)
@@ -126,18 +176,29 @@ class Sequence:
             hidden_SD=rows.hidden_SD,
             positions_PS=rows.positions_PS,
             visual_rows=rows.visual_rows,
+            visual_ids=rows.visual_ids,
             planes=rows.planes,
-            may_share=whole,
+            num_question=self.prepared.shape.num_question,
+            renumbers=self._renumbers,
+            may_share=whole and not self._may_change,
         )
 
+    @property
+    def _may_change(self) -> bool:
+        """Its counts may still differ from those of its plan."""
+        return self.awaits_selection and self._tokens is not None and self._tokens.adapts
+
     def decode_segment(self, adapter: Adapter) -> Segment:
-        """One row: the newest token at its unpruned position."""
+        """One row: the newest token at its unpruned position, or at its own count of rows."""
         position = self.positions.next + len(self.token_ids) - 1
+        if self._renumbers:
+            position -= self.plan.num_visual - self.plan.visual_rows(0)
         return Segment(
             plan=self.plan,
             kv=self.kv,
             hidden_SD=adapter.embed(self.token_ids[-1:]),
             positions_PS=torch.full((len(self.positions.rows_PT), 1), position),
+            renumbers=self._renumbers,
         )
 
     def completes(self, num_rows: int) -> bool:
@@ -169,12 +230,10 @@ class Sequence:
             request_id=self.request.id,
             answer=self.text.text,
             finish_reason=reason,
-            shape=self.prepared.shape,
+            shape=self.prepared.unscaled or self.prepared.shape,
             num_generated=self.num_generated,
-            plan=self.plan,
-            cost=cost_of(
-                geometry, self.prepared.shape, self.plan, num_generated=max(self.num_generated, 1)
-            ),
+            plan=self.prepared.reported(self.plan),
+            cost=self.prepared.cost(geometry, self.plan, num_generated=max(self.num_generated, 1)),
             budget_limit=self.prepared.allocation.limit,
             timing=Timing(
                 queue=clock.queue,

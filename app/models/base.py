@@ -36,6 +36,9 @@ class Rotation:
     def rows(self, index: Tensor) -> Rotation:
         return Rotation(cos=self.cos[:, index], sin=self.sin[:, index])
 
+    def part(self, rows: slice) -> Rotation:
+        return Rotation(cos=self.cos[:, rows], sin=self.sin[:, rows])
+
 
 class TextStream(Protocol):
     """Incremental detokenisation: ids in, text out once it is certain."""
@@ -48,6 +51,7 @@ class Adapter(Protocol):
 
     Attributes:
         max_images: images that one request may bring, where the family limits it.
+        position_axes: of the rotary embedding; several where images have rows and columns.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Adapter(Protocol):
     dtype: str
     eos_token_ids: frozenset[int]
     max_images: int | None
+    position_axes: int
 
     @property
     def fixed_visual(self) -> int | None:
@@ -66,12 +71,25 @@ class Adapter(Protocol):
 
     def layout(self, image: ImageInput) -> ImageLayout: ...
 
+    def resized(self, image: ImageInput, *, width: int, height: int) -> ImageInput:
+        """The picture scaled to that size."""
+        ...
+
     def prompt(self, question: str, layouts: Sequence[ImageLayout]) -> Prompt:
         """One user message, images first, through the model's own chat template."""
         ...
 
-    def encode(self, images: Sequence[ImageInput]) -> list[VisualTokens]:
-        """Projected visual tokens of each image; one batch, never pruned."""
+    def encode(
+        self, images: Sequence[ImageInput], *, with_facts: bool = False
+    ) -> list[VisualTokens]:
+        """Projected visual tokens of each image; one batch, never pruned.
+
+        With facts, the same tokens and what the vision tower showed of them.
+        """
+        ...
+
+    def look_flops(self, layouts: Sequence[ImageLayout]) -> int:
+        """What looking at the vision tower costs beside encoding these images."""
         ...
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
@@ -86,6 +104,12 @@ class Adapter(Protocol):
         self, layer_idx: int, hidden_RD: Tensor, rotation: Rotation, attend: Attend
     ) -> Tensor:
         """One decoder layer over packed rows; `attend` owns KV and causality."""
+        ...
+
+    def peek(
+        self, layer_idx: int, hidden_RD: Tensor, rotation: Rotation
+    ) -> tuple[Tensor, Tensor, float]:
+        """Queries R x H x E, keys R x K x E and scaling of a layer that is not run."""
         ...
 
     def logits(self, hidden_RD: Tensor) -> Tensor:

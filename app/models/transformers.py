@@ -19,6 +19,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from app.core import ImageInput, ImageLayout, ModelGeometry, Prompt
 from app.models.base import Attend, Rotation, TextStream
 from app.models.families.base import Family, PromptPositions, VisualTokens
+from app.models.families.common import resized
 from app.models.fused import CHECK_POSITIONS, Projection, RunLayer, fused_or_plain
 from app.models.prompt import PromptBuilder
 
@@ -51,6 +52,13 @@ def _run_plain(layer: Any, hidden_RD: Tensor, rotation: Rotation, attend: Attend
     return output[0]
 
 
+class _Peeked(Exception):
+    """Leaves a layer as soon as its queries and keys are there."""
+
+    def __init__(self, query_RHE: Tensor, key_RKE: Tensor, scaling: float) -> None:
+        self.query_RHE, self.key_RKE, self.scaling = query_RHE, key_RKE, scaling
+
+
 class _DecodeText:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -80,6 +88,7 @@ class TransformersAdapter:
         self.family = family.name
         self.fingerprint = fingerprint
         self.max_images = family.max_images
+        self.position_axes = family.position_axes
         self.device = str(model.device)
         self.dtype = str(model.dtype).removeprefix("torch.")
         self._model = model.eval().requires_grad_(False)
@@ -152,11 +161,21 @@ class TransformersAdapter:
     def layout(self, image: ImageInput) -> ImageLayout:
         return self._layout(image.width, image.height)
 
+    def resized(self, image: ImageInput, *, width: int, height: int) -> ImageInput:
+        return resized(image, width=width, height=height)
+
     def prompt(self, question: str, layouts: Sequence[ImageLayout]) -> Prompt:
         return self._prompts.build(question, layouts)
 
-    def encode(self, images: Sequence[ImageInput]) -> list[VisualTokens]:
-        return self._family.encode(self._model, self._processor, images)
+    def encode(
+        self, images: Sequence[ImageInput], *, with_facts: bool = False
+    ) -> list[VisualTokens]:
+        return self._family.encode(self._model, self._processor, images, with_facts=with_facts)
+
+    def look_flops(self, layouts: Sequence[ImageLayout]) -> int:
+        vision = self.geometry.vision
+        assert vision is not None, "every family names its tower"
+        return sum(vision.look_flops(patches) for layout in layouts for patches in layout.tiles)
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         ids = torch.tensor(list(token_ids), device=self._model.device)
@@ -176,6 +195,18 @@ class TransformersAdapter:
         self, layer_idx: int, hidden_RD: Tensor, rotation: Rotation, attend: Attend
     ) -> Tensor:
         return self._layers[layer_idx](hidden_RD, rotation, attend)
+
+    def peek(
+        self, layer_idx: int, hidden_RD: Tensor, rotation: Rotation
+    ) -> tuple[Tensor, Tensor, float]:
+        def attend(_: int, query: Tensor, key: Tensor, _value: Tensor, scaling: float) -> Tensor:
+            raise _Peeked(query, key, scaling)
+
+        try:
+            self.layer(layer_idx, hidden_RD, rotation, attend)
+        except _Peeked as seen:
+            return seen.query_RHE, seen.key_RKE, seen.scaling
+        raise AssertionError("every decoder layer attends")
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         logits: Tensor = self._head(self._parts.norm(hidden_RD))
@@ -198,6 +229,7 @@ def _geometry(config: Any, model: PreTrainedModel, family: Family) -> ModelGeome
         max_positions=config.max_position_embeddings,
         bytes_per_value=model.dtype.itemsize,
         protected_layers=family.protected_layers(model),
+        vision=family.tower(model).geometry,
     )
 
 

@@ -15,17 +15,45 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from app.errors import InvalidField
+from app.pruning.autoprune import AutoPrune
 from app.pruning.base import Strategy
+from app.pruning.cdpruner import CDPruner
 from app.pruning.compose import Composed
+from app.pruning.divprune import DivPrune
 from app.pruning.fastv import FastV
+from app.pruning.llavolta import LLaVolta
+from app.pruning.mmtok import MMTok
 from app.pruning.none import NoPruning
 from app.pruning.par import Par, ParLayer, ParToken
+from app.pruning.pdrop import PyramidDrop
+from app.pruning.pool import Pool
+from app.pruning.prumerge import PruMerge
 from app.pruning.random import Random
+from app.pruning.resize import Resize
 from app.pruning.shortgpt import ShortGPT
+from app.pruning.visionzip import VisionZip
 
 STRATEGIES: dict[str, type[Strategy]] = {
     strategy.name: strategy
-    for strategy in (NoPruning, Random, FastV, ShortGPT, Par, ParToken, ParLayer)
+    for strategy in (
+        NoPruning,
+        Random,
+        FastV,
+        DivPrune,
+        CDPruner,
+        MMTok,
+        VisionZip,
+        PruMerge,
+        Pool,
+        Resize,
+        PyramidDrop,
+        LLaVolta,
+        AutoPrune,
+        ShortGPT,
+        Par,
+        ParToken,
+        ParLayer,
+    )
 }
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from app.budget import Counts, FlopsShare
 from app.core import BudgetRequest, Cost, ModelGeometry, Plan, PromptShape, Selection
 from app.cost import cost_of
 from app.errors import BudgetTooSmall
-from app.pruning.base import Context, Strategy, probe_flops, refuse
+from app.pruning.base import Context, Points, Strategy, looking_flops, refuse
 from app.pruning.compose import label, needs_router
 from app.pruning.frontier import Frontier, Split
 
@@ -27,11 +28,13 @@ class Allocation:
 
     Attributes:
         limit: the share of dense prefill FLOPs that the final plan may spend.
+        count: visual tokens that the strategy was asked to keep.
         allowed: layers the strategy may choose among; it skips `num_skipped` of them.
     """
 
     plan: Plan
     limit: float
+    count: int
     allowed: tuple[int, ...]
     num_skipped: int
 
@@ -48,6 +51,7 @@ class Allocator:
         frontier: Frontier,
         router_flops: RouterFlops,
         min_tokens: int = 1,
+        look_flops: int = 0,
     ) -> None:
         self._geometry: ModelGeometry = context.geometry
         self._strategy = strategy
@@ -55,16 +59,20 @@ class Allocator:
         self._frontier = frontier
         self._floor = max(1, min(min_tokens, shape.num_visual))
         self._num_layers = context.geometry.num_layers
-        tokens = strategy.token_part
-        self._selection_layer = tokens.selection_layer() if tokens else 0
-        self._allowed = tuple(
-            idx
-            for idx in strategy.candidates(context)
-            if idx >= self._selection_layer and idx not in context.geometry.protected_layers
-        )
-        probes = tokens.probes() if tokens else ()
-        self._probe_flops = probe_flops(self._geometry, shape, probes, num_rows=shape.num_rows)
+        self._tokens = strategy.token_part
+        self._allowed = self._layers_on_offer(context)
         self._router_flops = router_flops(shape) if needs_router(strategy) else 0
+        self._look_flops = look_flops if self._tokens and self._tokens.needs_vision else 0
+
+    def _layers_on_offer(self, context: Context) -> tuple[int, ...]:
+        """Candidates from the first selection on, without those that a probe looks at."""
+        first, probed = 0, set(self._geometry.protected_layers)
+        if self._tokens is not None:
+            num_visual = max(self._shape.num_visual, 1)
+            first = self._tokens.schedule(self._geometry, num_visual, 1)[0][0]
+            probed |= {probe.layer_idx for probe in self._tokens.probes(self._geometry)}
+        candidates = self._strategy.candidates(context)
+        return tuple(idx for idx in candidates if idx >= first and idx not in probed)
 
     def allocate(self, request: BudgetRequest) -> Allocation:
         """Resolve a budget form. Raises InvalidField or BudgetTooSmall naming the field."""
@@ -172,25 +180,27 @@ class Allocator:
 
     def _dense(self, *, limit: float) -> Allocation:
         plan = Plan.dense(num_layers=self._num_layers, num_visual=self._shape.num_visual)
-        return Allocation(plan=plan, limit=limit, allowed=(), num_skipped=0)
+        return Allocation(plan=plan, limit=limit, count=plan.num_visual, allowed=(), num_skipped=0)
 
     def _bound(self, tokens: int, skips: int, *, limit: float) -> Allocation:
         plan = self._plan(tokens, skips)
-        return Allocation(plan=plan, limit=limit, allowed=self._allowed, num_skipped=skips)
+        return Allocation(
+            plan=plan, limit=limit, count=tokens, allowed=self._allowed, num_skipped=skips
+        )
 
     def _plan(self, tokens: int, skips: int) -> Plan:
         skipped = set(self._allowed[len(self._allowed) - skips :])
-        selections: tuple[Selection, ...] = ()
-        if tokens < self._shape.num_visual:
-            selections = (Selection(layer_idx=self._selection_layer, count=tokens),)
-        choice = (self._probe_flops if selections else 0) + (
-            self._router_flops if selections or skips else 0
-        )
+        points: Points = ()
+        choice = self._router_flops if skips else 0
+        if self._tokens is not None and tokens < self._shape.num_visual:
+            points = self._tokens.schedule(self._geometry, self._shape.num_visual, tokens)
+            choice = self._router_flops + self._look_flops
+            choice += looking_flops(self._tokens, self._geometry, self._shape, points)
         return Plan(
             strategy=label(self._strategy),
             num_visual=self._shape.num_visual,
             runs=tuple(idx not in skipped for idx in range(self._num_layers)),
-            selections=selections,
+            selections=_selections(points),
             choice_flops=choice,
         )
 
@@ -198,9 +208,36 @@ class Allocator:
         return cost_of(self._geometry, self._shape, self._plan(tokens, skips))
 
 
-def settle(plan: Plan, *, skipped: tuple[int, ...], kept: tuple[int, ...] | None) -> Plan:
-    """The bound plan with the strategy's choices filled in."""
-    runs = tuple(idx not in skipped for idx in range(len(plan.runs)))
-    if kept is None or not plan.selections:
-        return replace(plan, runs=runs)
-    return replace(plan, runs=runs, selections=(replace(plan.selections[-1], kept=kept),))
+def settle(plan: Plan, *, skipped: tuple[int, ...]) -> Plan:
+    """The bound plan with the strategy's layers filled in."""
+    return replace(plan, runs=tuple(idx not in skipped for idx in range(len(plan.runs))))
+
+
+def rescheduled(
+    plan: Plan, tokens: Strategy, geometry: ModelGeometry, shape: PromptShape, remaining: Points
+) -> Plan:
+    """`plan` with other counts at its points `remaining`, and what looking then costs."""
+    counts = dict(remaining)
+    selections = tuple(
+        replace(each, count=counts.get(each.layer_idx, each.count)) for each in plan.selections
+    )
+    looking = partial(looking_flops, tokens, geometry, shape)
+    changed = replace(plan, selections=selections)
+    return replace(
+        changed,
+        choice_flops=plan.choice_flops - looking(plan.points) + looking(changed.points),
+    )
+
+
+def trimmed(points: Points) -> Iterator[Points]:
+    """`points` with ever fewer tokens: one at a time, from the last to the first, and again."""
+    counts = [count for _, count in points]
+    while max(counts) > 1:
+        for idx in reversed(range(len(counts))):
+            if counts[idx] > 1:
+                counts[idx] -= 1
+                yield tuple((layer, at) for (layer, _), at in zip(points, counts, strict=True))
+
+
+def _selections(points: Points) -> tuple[Selection, ...]:
+    return tuple(Selection(layer_idx=layer, count=count) for layer, count in points)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from app.pruning.base import Context, Probe, Strategy, View
+from app.pruning.base import Context, Strategy
 
 
 @dataclass(frozen=True, kw_only=True)
 class Composed(Strategy):
-    """`left+right`: tokens by `left`, layers by `right`."""
+    """`left+right`: tokens by `left`, layers by `right`; both are asked by way of their parts."""
 
     left: Strategy
     right: Strategy
@@ -29,24 +27,12 @@ class Composed(Strategy):
     def layer_part(self) -> Strategy | None:
         return self.right
 
-    def selection_layer(self) -> int:
-        return self.left.selection_layer()
-
-    def probes(self) -> tuple[Probe, ...]:
-        return self.left.probes()
-
     def candidates(self, context: Context) -> tuple[int, ...]:
         return self.right.candidates(context)
 
     def check(self, context: Context) -> None:
         self.left.check(context)
         self.right.check(context)
-
-    def select(self, view: View, count: int) -> Tensor:
-        return self.left.select(view, count)
-
-    def skip(self, view: View, allowed: tuple[int, ...], count: int) -> tuple[int, ...]:
-        return self.right.skip(view, allowed, count)
 
     def knobs(self) -> dict[str, Any]:
         return {**self.left.knobs(), **self.right.knobs()}

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from app.core import ModelGeometry
 from app.pruning.base import Context, Probe, Strategy, View, keep_best, refuse
 
 
@@ -26,7 +27,7 @@ class FastV(Strategy):
     def selection_layer(self) -> int:
         return self.layer
 
-    def probes(self) -> tuple[Probe, ...]:
+    def probes(self, geometry: ModelGeometry) -> tuple[Probe, ...]:
         return (Probe(layer_idx=self.layer - 1, rows="last"),)
 
     def check(self, context: Context) -> None:

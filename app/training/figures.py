@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from app.core import Plan
 from app.cost import cost_of
-from app.pruning.base import Context, Strategy, View, probe_flops
+from app.pruning.base import Context, Strategy, View, looking_flops
 from app.pruning.compose import Composed, needs_router
 from app.pruning.fastv import FastV
 from app.pruning.par import Par
@@ -151,7 +151,9 @@ class FigureTable:
             num_skipped=round(layers * self._geometry.num_layers),
         )
         shape = answer.asked.prompt.shape
-        chosen = probe_flops(self._geometry, shape, strategy.probes(), num_rows=shape.num_rows)
+        chosen = 0
+        if strategy.token_part is not None:
+            chosen += looking_flops(strategy.token_part, self._geometry, shape, plan.points)
         if needs_router(strategy):
             chosen += router_flops(
                 self._network.config,

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from app.core import ImageInput, Plan, Prompt, Selection
+from app.core import ImageInput, ImageLayout, Plan, Prompt, Selection
 from app.engine.kv import SequenceKv
-from app.engine.ragged import DecoderLoop, Segment
+from app.engine.ragged import DecoderLoop
 from app.engine.rows import prompt_rows
+from app.engine.segment import Segment, as_planned
 from app.models.base import Adapter
 from app.models.families.base import PromptPositions, VisualTokens
 from app.pruning.base import Probe
@@ -33,6 +34,7 @@ class Asked:
     prompt: Prompt
     positions: PromptPositions
     visual: VisualTokens
+    layouts: tuple[ImageLayout, ...] = ()
 
     @property
     def visual_VD(self) -> Tensor:
@@ -107,16 +109,16 @@ class FrozenModel:
     def num_layers(self) -> int:
         return self.adapter.geometry.num_layers
 
-    def encode(self, image: ImageInput) -> VisualTokens:
-        """Visual tokens that may enter a gradient."""
-        visual = self.adapter.encode([image])[0]
+    def encode(self, image: ImageInput, *, with_facts: bool = False) -> VisualTokens:
+        """Visual tokens that may enter a gradient; with facts for strategies that need vision."""
+        visual = self.adapter.encode([image], with_facts=with_facts)[0]
         return replace(visual, tokens_VD=visual.tokens_VD.clone())
 
     def ask(self, image: ImageInput, visual: VisualTokens, question: str) -> Asked:
         layouts = (self.adapter.layout(image),)
         prompt = self.adapter.prompt(question, layouts)
         positions = self.adapter.positions(prompt, layouts)
-        return Asked(prompt=prompt, positions=positions, visual=visual)
+        return Asked(prompt=prompt, positions=positions, visual=visual, layouts=layouts)
 
     def question_rows(self, asked: Asked) -> Tensor:
         """Word embeddings of the text after the image, Q x D: what the router reads."""
@@ -201,9 +203,10 @@ class FrozenModel:
             hidden_SD=rows.hidden_SD,
             positions_PS=rows.positions_PS,
             visual_rows=rows.visual_rows,
+            visual_ids=rows.visual_ids,
             planes=rows.planes,
             probes=probes,
-            choose=(lambda segment: segment.plan) if late else None,
+            choose=as_planned(plan) if late else None,
         )
 
 

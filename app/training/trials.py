@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from app.core import Plan
-from app.pruning.base import Context, RouterScores, Strategy, View
+from app.engine.views import with_images
+from app.pruning.base import Context, RouterScores, Strategy, View, refuse
 from app.router.model import MetaRouter
 from app.training.measure import DenseAnswer, FrozenModel, make_plan
 
@@ -32,7 +33,7 @@ def view_of(
         read_QD = own_QD if question_QD is None else question_QD
         tokens, layers = network(visual_VD[None].float(), read_QD[None].float())
         scores = RouterScores(token_logits=tokens[0], layer_logits=layers[0])
-    return View(
+    view = View(
         context=context,
         visual_VD=visual_VD,
         question_QD=own_QD,
@@ -40,24 +41,39 @@ def view_of(
         router=scores,
         attention={idx: rows_HSV[:, -1:] for idx, rows_HSV in answer.attention.items()},
     )
+    return with_images(view, answer.asked.visual, answer.asked.layouts)
 
 
 def plan_by(strategy: Strategy, view: View, *, num_kept: int, num_skipped: int) -> Plan:
-    """The strategy's plan with `num_kept` tokens and `num_skipped` layers fewer."""
+    """The strategy's plan with `num_kept` tokens and `num_skipped` layers fewer.
+
+    Raises:
+        InvalidField: a strategy that merges or resizes, or that looks again at what its own plan
+            left: the dense answer does not show that. One that needs vision where the image was
+            encoded without its facts.
+    """
     tokens, layers = strategy.token_part, strategy.layer_part
-    layer_idx = tokens.selection_layer() if tokens else 0
-    num_visual = len(view.visual_VD)
-    kept = None
-    if tokens is not None and num_kept < num_visual:
-        kept = tokens.select(view, num_kept).tolist()
+    geometry, num_visual = view.context.geometry, len(view.visual_VD)
+    layer_idx, kept = 0, None
+    if tokens is not None:
+        points = tokens.schedule(geometry, num_visual, num_kept)
+        looks_ahead = any(probe.ahead for probe in tokens.probes(geometry))
+        remakes_rows = tokens.merges or tokens.renumbers or tokens.resizes
+        if len(points) > 1 or remakes_rows or looks_ahead:
+            raise refuse("strategy", f"{tokens.name} can be tried on running requests only")
+        if tokens.needs_vision and view.vision is None:
+            raise refuse("strategy", f"{tokens.name} needs images that are encoded with facts")
+        layer_idx = points[0][0]
+        if num_kept < num_visual:
+            kept = tokens.select(view, num_kept).tolist()
     skipped: tuple[int, ...] = ()
     if layers is not None and num_skipped:
-        protected = view.context.geometry.protected_layers
+        protected = geometry.protected_layers
         candidates = layers.candidates(view.context)
         allowed = tuple(idx for idx in candidates if idx >= layer_idx and idx not in protected)
         skipped = layers.skip(view, allowed, min(num_skipped, len(allowed)))
     return make_plan(
-        num_layers=view.context.geometry.num_layers,
+        num_layers=geometry.num_layers,
         num_visual=num_visual,
         kept=kept,
         skipped=skipped,

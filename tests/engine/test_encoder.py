@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from app.budget import Counts
 from app.core import ImageInput
 from app.engine import encoder
 from app.engine.base import CacheCounts
@@ -26,9 +27,11 @@ class _Watched:
         self._encode = adapter.encode
         self.batches: list[list[str]] = []
 
-    def __call__(self, images: Sequence[ImageInput]) -> list[VisualTokens]:
+    def __call__(
+        self, images: Sequence[ImageInput], *, with_facts: bool = False
+    ) -> list[VisualTokens]:
         self.batches.append([image.digest for image in images])
-        return self._encode(images)
+        return self._encode(images, with_facts=with_facts)
 
 
 @pytest.fixture
@@ -62,6 +65,31 @@ def test_what_one_tenant_asked_about_is_not_there_for_another(
 def test_the_answer_is_the_same_from_the_cache(runner: ModelRunner) -> None:
     first, again = (begin(runner, [chat_request(1)])[0] for _ in range(2))
     assert torch.equal(first.visual.tokens_VD, again.visual.tokens_VD)
+
+
+def test_facts_of_the_tower_are_there_only_for_a_strategy_that_needs_them(
+    runner: ModelRunner, watched: _Watched
+) -> None:
+    image = noise_image(1)
+    plain = chat_request(1, images=(image,))
+    asks = chat_request(2, images=(image,), form=Counts(tokens=9), strategy="visionzip")
+    (without,) = begin(runner, [plain])
+    (with_facts,) = begin(runner, [asks])
+    assert without.visual.facts is None
+    assert with_facts.visual.facts is not None
+    assert len(watched.batches) == 2
+    begin(runner, [plain, asks])
+    assert len(watched.batches) == 2
+    assert runner._encoder.cache.bytes_held == with_facts.visual.nbytes > without.visual.nbytes
+
+
+def test_requests_that_begin_together_share_an_image_with_its_facts(
+    runner: ModelRunner, watched: _Watched
+) -> None:
+    image = noise_image(1)
+    asks = chat_request(2, images=(image,), form=Counts(tokens=9), strategy="visionzip")
+    begin(runner, [chat_request(1, images=(image,)), asks])
+    assert watched.batches == [[image.digest]]
 
 
 def test_a_batch_is_bounded_by_visual_tokens_before_pruning(

@@ -35,7 +35,10 @@ def _request(case: StrategyCase, seed: int = 0) -> ChatRequest:
     )
 
 
-@pytest.mark.parametrize("case", STRATEGIES, ids=str)
+MASKS = [case for case in STRATEGIES if not (case.merges or case.renumbers)]
+
+
+@pytest.mark.parametrize("case", MASKS, ids=str)
 def test_what_is_dropped_equals_what_is_masked(
     case: StrategyCase, runner: ModelRunner, adapter: TransformersAdapter, reference: Reference
 ) -> None:
@@ -115,7 +118,8 @@ def test_a_strategy_keeps_order_and_count_and_repeats_itself(
     assert first.plan == again.plan
     if case.prunes_tokens:
         assert first.plan.kept == tuple(sorted(set(first.plan.kept or ())))
-        assert first.plan.num_kept == len(first.plan.kept or ()) == 20
+        assert first.plan.num_kept == len(first.plan.kept or ()) <= 20
+        assert first.plan.num_kept == 20 or not case.keeps_count
         assert first.plan.last_selection_layer == case.selection_layer
     else:
         assert first.plan.num_kept == NUM_VISUAL

@@ -18,6 +18,7 @@ from app.engine.runner import ModelRunner
 from app.engine.sequence import Sequence
 from app.errors import AllrounderError, EngineOutOfMemory
 from app.models.transformers import TransformersAdapter
+from tests.cases import STRATEGIES
 from tests.engine.driving import answers, begin, whole
 from tests.tiny import chat_request
 
@@ -37,6 +38,18 @@ def _requests() -> list[ChatRequest]:
             sampling=sampling,
         ),
         chat_request(3, id="fastv", strategy="fastv", form=Counts(tokens=9), sampling=sampling),
+        *(
+            chat_request(
+                seed,
+                id=str(case),
+                strategy=case.name,
+                options=case.options,
+                form=Counts(tokens=9),
+                sampling=sampling,
+            )
+            for seed, case in enumerate(STRATEGIES, 4)
+            if case.name in ("pdrop", "llavolta", "autoprune")
+        ),
     ]
 
 

@@ -40,7 +40,15 @@ def _plans() -> list[tuple[str, Budget]]:
         ("random", Counts(tokens=7, layers=5)),
         ("fastv", Counts(tokens=5)),
         ("random", FlopsShare(share=0.6)),
+        ("pdrop", Counts(tokens=5)),
+        ("autoprune", Counts(tokens=6)),
+        ("autoprune", FlopsShare(share=0.7)),
     ]
+
+
+def _mixed() -> list[tuple[str, Budget]]:
+    """Plans that may merge too."""
+    return [*_plans(), ("llavolta", Counts(tokens=5)), ("llavolta", FlopsShare(share=0.8))]
 
 
 @pytest.mark.parametrize("seed", range(NUM_PROMPTS))
@@ -81,7 +89,7 @@ def test_a_batch_of_mixed_plans_equals_its_singles(case: FamilyCase, runner: Mod
     requests = [_request(case, seed) for seed in range(3)]
     requests += [
         _request(case, 10 + idx, form=form, strategy=strategy)
-        for idx, (strategy, form) in enumerate(_plans())
+        for idx, (strategy, form) in enumerate(_mixed())
     ]
     together = answers(runner, requests)
     for request in requests:
@@ -105,7 +113,7 @@ def test_a_prompt_in_parts_equals_the_whole(
 
 
 @pytest.mark.parametrize("share", [0.75, 0.9])
-@pytest.mark.parametrize("strategy", ["random", "fastv"])
+@pytest.mark.parametrize("strategy", ["random", "fastv", "pdrop", "llavolta"])
 def test_a_plan_spends_its_budget_and_never_more(
     case: FamilyCase, runner: ModelRunner, strategy: str, share: float
 ) -> None:

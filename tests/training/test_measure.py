@@ -7,8 +7,14 @@ import torch
 from torch.testing import assert_close
 from transformers import LlavaForConditionalGeneration
 
-from app.pruning.base import Context
+from app.errors import InvalidField
+from app.pruning import make_strategy
+from app.pruning.base import Context, Strategy
 from app.pruning.fastv import FastV
+from app.pruning.mmtok import MMTok
+from app.pruning.pool import Pool
+from app.pruning.resize import Resize
+from app.pruning.visionzip import VisionZip
 from app.training.bank import PictureBank
 from app.training.calibrate import block_influence, monotone, skip_counts
 from app.training.measure import Asked, DenseAnswer, FrozenModel, make_plan
@@ -97,6 +103,42 @@ def test_a_trial_of_fastv_keeps_what_the_last_row_looks_at(
     expected = answers[0].attention[1][:, -1].mean(0).topk(4).indices.sort().values
     assert plan.kept == tuple(expected.tolist())
     assert plan.last_selection_layer == 2
+
+
+def test_a_trial_of_a_strategy_that_looks_at_the_tower_needs_facts(
+    frozen: FrozenModel, bank: PictureBank, answers: list[DenseAnswer]
+) -> None:
+    context, image = Context(geometry=frozen.adapter.geometry), bank.pictures[0].load()
+    view = view_of(answers[0], frozen, context, seed=0)
+    with pytest.raises(InvalidField, match="encoded with facts"):
+        plan_by(MMTok(), view, num_kept=4, num_skipped=0)
+    visual = frozen.encode(image, with_facts=True)
+    (answer,) = frozen.answer([frozen.ask(image, visual, "What is it?")])
+    seen = view_of(answer, frozen, context, seed=0)
+    assert seen.visual_per_image == (NUM_VISUAL,)
+    assert seen.vision is not None
+    plan = plan_by(MMTok(), seen, num_kept=4, num_skipped=0)
+    assert plan.kept == tuple(MMTok().select(seen, 4).tolist())
+
+
+@pytest.mark.parametrize("strategy", [VisionZip(), Pool(), Resize()], ids=lambda s: s.name)
+def test_a_strategy_that_remakes_the_rows_is_not_tried_on_a_dense_answer(
+    frozen: FrozenModel, answers: list[DenseAnswer], strategy: Strategy
+) -> None:
+    context = Context(geometry=frozen.adapter.geometry)
+    view = view_of(answers[0], frozen, context, seed=0)
+    with pytest.raises(InvalidField, match="running requests only"):
+        plan_by(strategy, view, num_kept=4, num_skipped=0)
+
+
+@pytest.mark.parametrize("name", ["pdrop", "llavolta", "autoprune"])
+def test_a_strategy_that_looks_at_its_own_plan_is_not_tried_on_a_dense_answer(
+    frozen: FrozenModel, answers: list[DenseAnswer], name: str
+) -> None:
+    context = Context(geometry=frozen.adapter.geometry)
+    view = view_of(answers[0], frozen, context, seed=0)
+    with pytest.raises(InvalidField, match=f"{name} can be tried on running requests only"):
+        plan_by(make_strategy(name), view, num_kept=4, num_skipped=0)
 
 
 def test_block_influence_is_that_of_transformers_hidden_states(

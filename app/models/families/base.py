@@ -6,7 +6,7 @@ Shapes: V visual tokens of one image, T prompt rows, P position axes, D decoder 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from app.core import ImageInput, ImageLayout, Prompt
+from app.models.families.vision import Tower, VisionFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +44,34 @@ class VisualTokens:
     Attributes:
         tokens_VD: rows at the visual slots.
         planes: V x D each; plane i is added to the visual rows behind decoder layer i.
+        facts: what the vision tower showed of each token, where it was asked for.
     """
 
     tokens_VD: Tensor
     planes: tuple[Tensor, ...] = ()
+    facts: VisionFacts | None = None
+
+    def selected(self, rows_K: Tensor, weights_KV: Tensor | None = None) -> VisualTokens:
+        """The tokens `rows_K`, or weighted sums of all; planes alike."""
+
+        def of(tensor_VD: Tensor) -> Tensor:
+            return tensor_VD[rows_K] if weights_KV is None else merged(weights_KV, tensor_VD)
+
+        return VisualTokens(
+            tokens_VD=of(self.tokens_VD), planes=tuple(of(plane) for plane in self.planes)
+        )
 
     @property
     def nbytes(self) -> int:
-        return self.tokens_VD.nbytes + sum(plane.nbytes for plane in self.planes)
+        facts = self.facts.nbytes if self.facts else 0
+        return self.tokens_VD.nbytes + sum(plane.nbytes for plane in self.planes) + facts
 
     def own(self) -> VisualTokens:
         """The same in memory of its own, where these are views of a whole batch."""
-        return VisualTokens(
-            tokens_VD=_own(self.tokens_VD), planes=tuple(_own(plane) for plane in self.planes)
+        return replace(
+            self,
+            tokens_VD=_own(self.tokens_VD),
+            planes=tuple(_own(plane) for plane in self.planes),
         )
 
     @classmethod
@@ -63,10 +79,17 @@ class VisualTokens:
         if len(images) == 1:
             return images[0]
         planes = zip(*(image.planes for image in images), strict=True)
+        facts = [image.facts for image in images if image.facts is not None]
         return cls(
             tokens_VD=torch.cat([image.tokens_VD for image in images]),
             planes=tuple(torch.cat(plane) for plane in planes),
+            facts=VisionFacts.joined(facts) if len(facts) == len(images) else None,
         )
+
+
+def merged(weights_KC: Tensor, rows_CD: Tensor) -> Tensor:
+    """K x D weighted sums of the rows, added up in float32."""
+    return (weights_KC.to(rows_CD.device).float() @ rows_CD.float()).to(rows_CD.dtype)
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -78,10 +101,12 @@ class Family(Protocol):
 
     Attributes:
         max_images: images that one request may bring, where the family limits it.
+        position_axes: of the rotary embedding; several where images have rows and columns.
     """
 
     name: str
     max_images: int | None
+    position_axes: int
 
     def parts(self, model: PreTrainedModel) -> DecoderParts: ...
 
@@ -93,10 +118,22 @@ class Family(Protocol):
         """How an image of that size stands in the prompt; pure."""
         ...
 
+    def tower(self, model: PreTrainedModel) -> Tower:
+        """Where the vision tower is watched for those strategies that look at it."""
+        ...
+
     def encode(
-        self, model: PreTrainedModel, processor: Any, images: Sequence[ImageInput]
+        self,
+        model: PreTrainedModel,
+        processor: Any,
+        images: Sequence[ImageInput],
+        *,
+        with_facts: bool = False,
     ) -> list[VisualTokens]:
-        """Pixels to projected visual tokens, image by image, in one batch."""
+        """Pixels to projected visual tokens, image by image, in one batch.
+
+        With facts, the same tokens and what the watched layer showed.
+        """
         ...
 
     def positions(

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from app.core import ImageInput, ImageLayout, TokenGrid
 from app.errors import ModelUnsupported
 from app.models.families.base import VisualTokens
-from app.models.families.common import PlainDecoder, expanded_layout, pictures
+from app.models.families.common import PlainDecoder, expanded_layout, pictures, visual_tokens
+from app.models.families.vision import Tower, square_means, watched_layer
 
 
 class Idefics3(PlainDecoder):
@@ -30,21 +31,45 @@ class Idefics3(PlainDecoder):
             processor.replace_image_token({"rows": [[rows]], "cols": [[cols]]}, 0),
             processor.image_token,
             TokenGrid(rows=side, cols=side, offset=rows * cols * processor.image_seq_len),
+            tiles=(processor.image_seq_len * config.scale_factor**2,) * (rows * cols + 1),
+        )
+
+    def tower(self, model: PreTrainedModel) -> Tower:
+        vision: Any = model.get_submodule("model.vision_model")
+        layers = vision.encoder.layers
+        return Tower(
+            attention=layers[watched_layer(len(layers))].self_attn,
+            projector=model.get_submodule("model.connector.modality_projection"),
+            has_class=False,
+            feature_width=vision.config.hidden_size,
+            merged=model.config.scale_factor**2,
         )
 
     def encode(
-        self, model: PreTrainedModel, processor: Any, images: Sequence[ImageInput]
+        self,
+        model: PreTrainedModel,
+        processor: Any,
+        images: Sequence[ImageInput],
+        *,
+        with_facts: bool = False,
     ) -> list[VisualTokens]:
         tiles = processor.image_processor(
             images=[[picture] for picture in pictures(images)], return_tensors="pt"
         )
-        with torch.inference_mode():
+        with torch.inference_mode(), self.watched(model, with_facts=with_facts) as seen:
             features = model.get_image_features(
                 pixel_values=tiles["pixel_values"].to(device=model.device, dtype=model.dtype),
                 pixel_attention_mask=tiles["pixel_attention_mask"].to(model.device),
                 return_dict=True,
             )
-        return [VisualTokens(tokens_VD=tokens_VD) for tokens_VD in features.pooler_output]
+        facts = None
+        if seen is not None:
+            (columns_NPC,) = seen.columns()
+            means_NGC = square_means(columns_NPC, model.config.scale_factor)
+            rows_VC = torch.cat([means_NGC, seen.features], dim=-1).flatten(0, 1)
+            counts = [len(tokens_VD) for tokens_VD in features.pooler_output]
+            facts = [seen.facts(rows) for rows in rows_VC.split(counts)]
+        return visual_tokens(features.pooler_output, facts)
 
 
 def _check_sizes(image_processor: Any) -> None:

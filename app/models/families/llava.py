@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from app.core import ImageInput, ImageLayout, TokenGrid
 from app.errors import InvalidImage
 from app.models.families.base import VisualTokens
-from app.models.families.common import PlainDecoder, pictures
+from app.models.families.common import PlainDecoder, clip_like_tower, pictures, visual_tokens
+from app.models.families.vision import Tower
 
 _MAX_ASPECT = 200
 
@@ -30,20 +31,35 @@ class Llava(PlainDecoder):
             grid=TokenGrid(rows=side, cols=side, offset=num_class),
             placeholder=processor.image_token,
             runs=(side * side + num_class,),
+            tiles=(side * side,),
         )
 
+    def tower(self, model: PreTrainedModel) -> Tower:
+        return clip_like_tower(model)
+
     def encode(
-        self, model: PreTrainedModel, processor: Any, images: Sequence[ImageInput]
+        self,
+        model: PreTrainedModel,
+        processor: Any,
+        images: Sequence[ImageInput],
+        *,
+        with_facts: bool = False,
     ) -> list[VisualTokens]:
         pixels = processor.image_processor(images=pictures(images), return_tensors="pt")
-        with torch.inference_mode():
+        with torch.inference_mode(), self.watched(model, with_facts=with_facts) as seen:
             features = model.get_image_features(
                 pixel_values=pixels["pixel_values"].to(device=model.device, dtype=model.dtype),
                 vision_feature_layer=model.config.vision_feature_layer,
                 vision_feature_select_strategy=model.config.vision_feature_select_strategy,
                 return_dict=True,
             )
-        return [VisualTokens(tokens_VD=tokens_VD) for tokens_VD in features.pooler_output]
+        facts = None
+        if seen is not None:
+            full = model.config.vision_feature_select_strategy == "full"
+            (columns_NPC,) = seen.columns(with_class=full)
+            rows_NPC = torch.cat([columns_NPC, seen.features], dim=-1)
+            facts = [seen.facts(rows_PC) for rows_PC in rows_NPC]
+        return visual_tokens(features.pooler_output, facts)
 
 
 def _check_aspect(image_processor: Any, width: int, height: int) -> None:

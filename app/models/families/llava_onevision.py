@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
 from app.models.families.llava_next import LlavaNext
 
 
@@ -14,3 +19,13 @@ class LlavaOnevision(LlavaNext):
 
     name = "llava_onevision"
     max_images: int | None = 1
+
+    def _packed(self, model: Any, rows: Sequence[Tensor], image_sizes: Tensor) -> Sequence[Tensor]:
+        packed, _ = model.model.pack_image_features(
+            rows,
+            image_sizes,
+            image_newline=rows[0].new_zeros(rows[0].shape[-1]),
+            vision_aspect_ratio=model.config.vision_aspect_ratio,
+        )
+        columns: Sequence[Tensor] = packed
+        return columns
