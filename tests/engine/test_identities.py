@@ -10,7 +10,7 @@ import torch
 
 from app.budget import Counts, FlopsShare
 from app.core import ChatRequest, SamplingParams
-from app.cost import kv_bytes_per_row
+from app.cost import cost_of, kv_bytes_per_row
 from app.engine.runner import ModelRunner
 from app.models.transformers import TransformersAdapter
 from tests.cases import STRATEGIES, StrategyCase
@@ -58,6 +58,27 @@ def test_a_batch_of_mixed_plans_equals_its_singles(runner: ModelRunner) -> None:
         assert together[request.id].plan == alone.plan
         assert together[request.id].answer == alone.answer
         assert together[request.id].cost == alone.cost
+
+
+@pytest.mark.parametrize("share", [0.8, 0.95])
+@pytest.mark.parametrize("seed", range(4))
+def test_counts_set_on_the_way_stay_within_flops_and_memory_of_the_bound(
+    runner: ModelRunner, share: float, seed: int
+) -> None:
+    request = chat_request(
+        seed,
+        form=FlopsShare(share=share),
+        strategy="autoprune",
+        options={"k0": 1.5, "gamma": 20.0 * seed},
+    )
+    (sequence,) = begin(runner, [request])
+    bound = sequence.plan.points
+    runner.step(whole([sequence]))
+    assert sequence.kv.bytes_held <= runner.demand(sequence.prepared).kv_bytes(1)
+    assert (sequence.plan.points == bound) == (seed == 0)
+    cost = cost_of(runner.capabilities().geometry, sequence.prepared.shape, sequence.plan)
+    assert cost.prefill_ratio <= share
+    runner.release(sequence)
 
 
 def test_requests_may_join_and_leave_between_steps(runner: ModelRunner) -> None:

@@ -194,6 +194,31 @@ def test_requests_with_plans_of_one_shape_share_buffers_and_leave_with_their_mem
     assert runner.kv_bytes_held() == 0
 
 
+@pytest.mark.parametrize("strategy", ["pdrop", "llavolta", "autoprune"])
+def test_requests_of_one_bound_share_buffers_only_if_their_counts_are_sure(
+    runner: ModelRunner, strategy: str
+) -> None:
+    options = {"k0": 1.5, "gamma": 0.5} if strategy == "autoprune" else {}
+    requests = [
+        replace(
+            chat_request(seed, form=Counts(tokens=12), strategy=strategy, options=options),
+            question="What?",
+        )
+        for seed in range(3)
+    ]
+    sequences = begin(runner, requests)
+    runner.step(whole(sequences))
+    num_stores = len({id(sequence.kv.store) for sequence in sequences})
+    assert num_stores == (3 if strategy == "autoprune" else 1)
+    for sequence in sequences:
+        runner.release(sequence)
+    together = answers(runner, requests)
+    for request in requests:
+        alone = answers(runner, [request])[request.id]
+        assert together[request.id].plan == alone.plan
+        assert together[request.id].answer == alone.answer
+
+
 def test_sharing_ends_when_requests_no_longer_grow_in_step(runner: ModelRunner) -> None:
     alone = {key: result.answer for key, result in answers(runner, _alike(3)).items()}
     sequences = begin(runner, _alike(3))

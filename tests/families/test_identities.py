@@ -42,7 +42,7 @@ def _plans() -> list[tuple[str, Budget]]:
         ("random", FlopsShare(share=0.6)),
         ("pdrop", Counts(tokens=5)),
         ("autoprune", Counts(tokens=6)),
-        ("autoprune", FlopsShare(share=0.7)),
+        ("autoprune", FlopsShare(share=0.95)),
     ]
 
 
