@@ -43,27 +43,38 @@ class PublishedFrontier:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CalibratedFrontier:
-    """Mean KL to the dense answer on a grid of (skip_ratio, token_ratio), interpolated.
+    """Measured harm on a grid of (skip_ratio, token_ratio), interpolated.
 
     Attributes:
         skip_ratios, token_ratios: ascending grid axes.
-        kl_nats: one row per skip ratio, one value per token ratio.
+        harm: one row per skip ratio, one value per token ratio: mean KL to the dense answer in
+            nats, or the share of answers that differ from it.
     """
 
     skip_ratios: tuple[float, ...]
     token_ratios: tuple[float, ...]
-    kl_nats: tuple[tuple[float, ...], ...]
+    harm: tuple[tuple[float, ...], ...]
 
     def loss(self, split: Split, share: float) -> float:
-        rows = [_interpolate(self.token_ratios, row, split.token_ratio) for row in self.kl_nats]
-        return _interpolate(self.skip_ratios, rows, split.skip_ratio)
+        return interpolate_grid(self.skip_ratios, self.token_ratios, self.harm, split)
+
+
+def interpolate_grid(
+    skip_ratios: Sequence[float],
+    token_ratios: Sequence[float],
+    rows: Sequence[Sequence[float]],
+    split: Split,
+) -> float:
+    """Linear along both axes; beyond the grid its edge. A monotone grid gives monotone values."""
+    of_skips = [_interpolate(token_ratios, row, split.token_ratio) for row in rows]
+    return _interpolate(skip_ratios, of_skips, split.skip_ratio)
 
 
 def _interpolate(axis: Sequence[float], values: Sequence[float], at: float) -> float:
-    if at <= axis[0]:
-        return values[0]
-    if at >= axis[-1]:
-        return values[-1]
     right = bisect_left(axis, at)
-    weight = (at - axis[right - 1]) / (axis[right] - axis[right - 1])
-    return values[right - 1] * (1 - weight) + values[right] * weight
+    if right == 0 or right == len(axis) or axis[right] == at:
+        return values[min(right, len(axis) - 1)]
+    left = right - 1
+    weight = (at - axis[left]) / (axis[right] - axis[left])
+    # Equal neighbours give exactly their value.
+    return values[left] + (values[right] - values[left]) * weight
