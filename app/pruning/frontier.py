@@ -56,25 +56,15 @@ class CalibratedFrontier:
     harm: tuple[tuple[float, ...], ...]
 
     def loss(self, split: Split, share: float) -> float:
-        return interpolate_grid(self.skip_ratios, self.token_ratios, self.harm, split)
-
-
-def interpolate_grid(
-    skip_ratios: Sequence[float],
-    token_ratios: Sequence[float],
-    rows: Sequence[Sequence[float]],
-    split: Split,
-) -> float:
-    """Linear along both axes; beyond the grid its edge. A monotone grid gives monotone values."""
-    of_skips = [_interpolate(token_ratios, row, split.token_ratio) for row in rows]
-    return _interpolate(skip_ratios, of_skips, split.skip_ratio)
+        rows = [_interpolate(self.token_ratios, row, split.token_ratio) for row in self.harm]
+        return _interpolate(self.skip_ratios, rows, split.skip_ratio)
 
 
 def _interpolate(axis: Sequence[float], values: Sequence[float], at: float) -> float:
+    if at <= axis[0]:
+        return values[0]
+    if at >= axis[-1]:
+        return values[-1]
     right = bisect_left(axis, at)
-    if right == 0 or right == len(axis) or axis[right] == at:
-        return values[min(right, len(axis) - 1)]
-    left = right - 1
-    weight = (at - axis[left]) / (axis[right] - axis[left])
-    # Equal neighbours give exactly their value.
-    return values[left] + (values[right] - values[left]) * weight
+    weight = (at - axis[right - 1]) / (axis[right] - axis[right - 1])
+    return values[right - 1] * (1 - weight) + values[right] * weight

@@ -5,19 +5,20 @@ Pure arithmetic. Loyalty is the share of greedy answers that equal the dense mod
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.pruning.base import Strategy, refuse
 from app.pruning.compose import is_calibrated, label
-from app.pruning.frontier import Split, interpolate_grid
+from app.pruning.frontier import Split
 
 DEFAULT_MARGIN = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CalibratedLoyalty:
-    """Promised loyalty on a grid of (skip_ratio, token_ratio), interpolated.
+    """Promised loyalty on a grid of (skip_ratio, token_ratio).
 
     Attributes:
         skip_ratios, token_ratios: ascending grid axes.
@@ -54,10 +55,16 @@ class CalibratedLoyalty:
         )
 
     def at(self, split: Split) -> float:
-        """Promised loyalty; 0 for sizes beyond what was measured."""
-        if split.token_ratio < self.token_ratios[0] or split.skip_ratio > self.skip_ratios[-1]:
+        """What the nearest measured size promises that is no milder; 0 where none was measured.
+
+        Loyalty falls steeply with the first tokens dropped, so a line between two sizes would
+        promise too much.
+        """
+        row = bisect_left(self.skip_ratios, split.skip_ratio)
+        column = bisect_right(self.token_ratios, split.token_ratio) - 1
+        if row == len(self.skip_ratios) or column < 0:
             return 0.0
-        return interpolate_grid(self.skip_ratios, self.token_ratios, self.promised, split)
+        return self.promised[row][column]
 
 
 def require_loyalty(
