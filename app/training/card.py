@@ -66,9 +66,9 @@ def _loyalty(calibration: Calibration, loyalty: Loyalty) -> str:
     ratios = calibration.token_ratios
     lines = [
         f"Share of greedy answers equal to the dense one on {loyalty.num_samples} samples that "
-        "were not trained on, by layers skipped and tokens kept, smoothed to be monotone along both "
-        "(isotonic regression), with the standard error by picture of each size as measured. A "
-        "budget's quality is held against these, less the service's quality margin.",
+        "were not trained on, by layers skipped and tokens kept, smoothed to be monotone along "
+        "both (isotonic regression), with the standard error by picture of each size as measured. "
+        "A budget's quality is held against these, less the service's quality margin.",
         "",
         "| skipped | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " |",
         "|---" * (len(ratios) + 1) + "|",

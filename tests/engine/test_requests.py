@@ -78,27 +78,40 @@ def test_the_operator_says_how_far_a_promise_lies_under_the_mean(
         assert runner.prepare(request).allocation.plan.num_kept == kept
 
 
-def test_a_share_of_flops_may_be_split_by_loyalty(
-    adapter: TransformersAdapter, router: LoadedRouter
-) -> None:
+def _with_loyalty(router: LoadedRouter, mean: tuple[tuple[float, ...], ...] | None) -> LoadedRouter:
     calibration = router.manifest.calibration
     assert calibration is not None
     assert calibration.loyalty is not None
-    flat = calibration.loyalty.model_copy(update={"mean": ((0.5, 0.5), (0.9, 0.9))})
-    skips = []
-    for split_by, loyalty in (("kl", flat), ("loyalty", flat), ("loyalty", None)):
-        changed = calibration.model_copy(update={"loyalty": loyalty})
-        manifest = router.manifest.model_copy(update={"calibration": changed})
-        other = LoadedRouter(router._network, manifest)
-        use = CalibrationUse(split_by=split_by)
-        if loyalty is None:
-            with pytest.raises(RouterMismatch, match="without loyalty"):
-                ModelRunner(adapter, other, calibration_use=use)
-            continue
-        runner = ModelRunner(adapter, other, calibration_use=use)
-        request = chat_request(form=FlopsShare(share=0.6))
-        skips.append(runner.prepare(request).allocation.num_skipped)
+    loyalty = mean and calibration.loyalty.model_copy(update={"mean": mean})
+    changed = calibration.model_copy(update={"loyalty": loyalty})
+    return LoadedRouter(
+        router._network, router.manifest.model_copy(update={"calibration": changed})
+    )
+
+
+def test_a_share_of_flops_may_be_split_by_loyalty(
+    adapter: TransformersAdapter, router: LoadedRouter
+) -> None:
+    likes_skips = _with_loyalty(router, ((0.5, 0.5), (0.9, 0.9)))
+    request = chat_request(form=FlopsShare(share=0.6))
+    skips = [
+        ModelRunner(adapter, likes_skips, calibration_use=use)
+        .prepare(request)
+        .allocation.num_skipped
+        for use in (CalibrationUse(), CalibrationUse(split_by="loyalty"))
+    ]
     assert skips == [0, 3]
+
+
+def test_a_split_by_loyalty_that_was_never_measured_is_refused_at_start(
+    adapter: TransformersAdapter, router: LoadedRouter
+) -> None:
+    with pytest.raises(RouterMismatch, match="without loyalty"):
+        ModelRunner(
+            adapter,
+            _with_loyalty(router, None),
+            calibration_use=CalibrationUse(split_by="loyalty"),
+        )
 
 
 def test_a_prompt_that_is_too_long_is_refused_naming_the_field(runner: ModelRunner) -> None:

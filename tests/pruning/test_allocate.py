@@ -323,7 +323,8 @@ def _sizes(
     return [(tokens, skip) for tokens in range(first, shape.num_visual + 1) for skip in skips]
 
 
-@settings(max_examples=300)
+@pytest.mark.timeout(60)
+@settings(max_examples=150)
 @given(geometries, shapes, router_names, _loyalties(), qualities, qualities)
 def test_more_quality_never_costs_less(
     geometry: ModelGeometry,
