@@ -1,8 +1,8 @@
 """The budget forms, one frozen dataclass each; `allows` is the single test of a plan's cost.
 
-To add a form: one dataclass here with `allows` and `limit`, its name in `Budget`, a parser case in
-`app/intake/requests.py`, and a row in `tests/cases.py` (a looser value allows all that a tighter
-one did; no plan ever exceeds it).
+To add a form: one dataclass here with `allows`, its name in `Budget`, a parser case in
+`app/intake/budgets.py`, a case in `app/pruning/allocate.py`, and a row in `tests/cases.py` (a
+looser value allows all that a tighter one did; no plan ever exceeds it).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from app.core import Cost
 
-FORMS = ("number", "flops", "tokens and layers")
-FORMS_NOT_YET = ("auto", "latency_ms", "quality")
+FORMS = ("number", "flops", "tokens and layers", "quality")
+FORMS_NOT_YET = ("auto", "latency_ms")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,4 +38,18 @@ class Counts:
         )
 
 
-Budget = FlopsShare | Counts
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quality:
+    """The cheapest plan whose calibrated loyalty is at least `loyalty`, in (0, 1]; 1 is dense.
+
+    Loyalty is the share of greedy answers that equal the dense model's. What a plan costs is not
+    limited beforehand: the limit is the cost of the plan that is found.
+    """
+
+    loyalty: float
+
+    def allows(self, cost: Cost) -> bool:
+        return cost.loyalty is not None and cost.loyalty >= self.loyalty
+
+
+Budget = FlopsShare | Counts | Quality

@@ -86,6 +86,7 @@ def cost_of(
         dense_kv_bytes=kv_bytes(geometry, shape, dense, num_generated=num_generated),
         num_kept=plan.num_kept,
         num_layers_run=plan.num_layers_run,
+        loyalty=plan.loyalty,
     )
 
 

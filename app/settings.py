@@ -37,6 +37,18 @@ class Settings(BaseSettings):
         default=ROOT / "router_weights",
         description="Folder with one subfolder of router weights per model.",
     )
+    quality_margin: float = Field(
+        default=1.0,
+        ge=0,
+        le=10,
+        description="Standard errors by which the loyalty measured in calibration must exceed a "
+        "budget's quality; 0 takes the mean at its word.",
+    )
+    split_by: Literal["kl", "loyalty"] = Field(
+        default="kl",
+        description="What the router's calibration splits a share of FLOPs by: the least mean KL, "
+        "or the most loyalty.",
+    )
     allow_hub: bool = Field(
         default=False,
         description="Whether a hub id may be downloaded at start; no access otherwise.",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.budget import Budget, Counts, FlopsShare
+from app.budget import Budget, Counts, FlopsShare, Quality
 from app.core import PromptShape
 from app.pruning.greedy import covering_flops, farthest_flops
 
@@ -114,4 +114,5 @@ BUDGETS = (
     BudgetCase(tighter=Counts(tokens=10), looser=Counts(tokens=30)),
     BudgetCase(tighter=Counts(layers=4), looser=Counts(layers=5)),
     BudgetCase(tighter=Counts(tokens=10, layers=4), looser=Counts(tokens=30, layers=6)),
+    BudgetCase(tighter=Quality(loyalty=0.95), looser=Quality(loyalty=0.8)),
 )

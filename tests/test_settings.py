@@ -57,6 +57,8 @@ def test_the_service_link_of_kubernetes_is_not_a_port(monkeypatch):
     [
         {"default_budget": 0},
         {"default_budget": "nan"},
+        {"quality_margin": -1},
+        {"split_by": "luck"},
         {"max_queue": 0},
         {"port": 70_000},
         {"dtype": "int3"},

@@ -94,7 +94,11 @@ def _pruning(request: ChatRequest, result: ChatResult) -> wire.Pruning:
     return wire.Pruning(
         strategy=plan.strategy,
         router=plan.router,
-        budget=wire.BudgetUse(requested=request.budget.requested, limit=result.budget_limit),
+        budget=wire.BudgetUse(
+            requested=request.budget.requested,
+            limit=result.budget_limit,
+            expected_loyalty=plan.loyalty,
+        ),
         visual_tokens=wire.VisualTokens(total=plan.num_visual, kept=plan.num_kept),
         layers=wire.Layers(total=len(plan.runs), run=plan.num_layers_run, skipped=skipped),
         flops=_flops(result),

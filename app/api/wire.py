@@ -29,8 +29,12 @@ class Usage(BaseModel):
 
 
 class BudgetUse(BaseModel):
+    """`expected_loyalty`: share of greedy answers equal to the dense one that the router's
+    calibration promises for a plan of this size; null unless a quality was asked for."""
+
     requested: Any
     limit: float
+    expected_loyalty: float | None
 
 
 class VisualTokens(BaseModel):

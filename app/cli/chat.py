@@ -39,11 +39,13 @@ def chat(
         typer.echo(json.dumps(answer, ensure_ascii=False))
         return
     pruning = answer["pruning"]
+    expected = pruning["budget"]["expected_loyalty"]
     typer.echo(answer["answer"])
     typer.echo(
         f"{pruning['strategy']}: {pruning['visual_tokens']['kept']} of "
         f"{pruning['visual_tokens']['total']} visual tokens, {pruning['layers']['run']} of "
-        f"{pruning['layers']['total']} layers, {pruning['flops']['prefill_ratio']:.3f} of prefill",
+        f"{pruning['layers']['total']} layers, {pruning['flops']['prefill_ratio']:.3f} of prefill"
+        + ("" if expected is None else f", loyalty {expected:.3f} expected"),
         err=True,
     )
 

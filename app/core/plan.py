@@ -28,6 +28,8 @@ class Plan:
         selections: ascending by layer; counts never grow.
         choice_flops: what choosing cost (router network, recomputed attention rows).
         router: identity of the router whose scores were used, if any.
+        loyalty: share of greedy answers equal to the dense one that the calibration promises; None
+            where the budget did not ask for it.
     """
 
     strategy: str
@@ -36,6 +38,7 @@ class Plan:
     selections: tuple[Selection, ...] = ()
     choice_flops: int = 0
     router: str | None = None
+    loyalty: float | None = None
 
     @classmethod
     def dense(cls, *, num_layers: int, num_visual: int) -> Plan:
@@ -108,7 +111,11 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """FLOPs and KV bytes of one request under a plan, beside the dense counterfactual."""
+    """FLOPs and KV bytes of one request under a plan, beside the dense counterfactual.
+
+    Attributes:
+        loyalty: that of the plan.
+    """
 
     dense_prefill: int
     dense_decode: int
@@ -120,6 +127,7 @@ class Cost:
     dense_kv_bytes: int
     num_kept: int
     num_layers_run: int
+    loyalty: float | None = None
 
     @property
     def dense(self) -> int:

@@ -220,7 +220,8 @@ def tally_loss(attention_NC: Tensor, centres_NV: Tensor, num_prefix: int) -> Ten
     target[:, num_prefix:] = centres_NV.to(target.dtype)
     target = target / target.sum(dim=1, keepdim=True)
     entropy = torch.special.xlogy(target, target).sum(dim=1)
-    return entropy - (target * (attention_NC + 1e-6).log()).sum(dim=1)
+    loss: Tensor = entropy - (target * (attention_NC + 1e-6).log()).sum(dim=1)
+    return loss
 
 
 def learning_rate_factor(step: int, num_steps: int) -> float:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import cast
 
-from app.budget import Counts, FlopsShare
+from app.budget import Counts, FlopsShare, Quality
 from app.core import (
     Capabilities,
     ChatRequest,
@@ -259,12 +259,23 @@ def _plan(request: ChatRequest, shape: PromptShape) -> Plan:
     if isinstance(budget.form, Counts):
         tokens, layers = budget.form.tokens, budget.form.layers
         return _pruned(shape, shape.num_visual if tokens is None else tokens, layers)
+    if isinstance(budget.form, Quality):
+        return _loyal(shape, budget.form, budget.min_tokens)
     for count in range(shape.num_visual, budget.min_tokens - 1, -1):
         plan = _pruned(shape, count, None)
         if budget.form.allows(cost_of(GEOMETRY, shape, plan)):
             return plan
     smallest = cost_of(GEOMETRY, shape, _pruned(shape, budget.min_tokens, None)).prefill_ratio
     raise BudgetTooSmall(f"budget: the smallest possible value is {smallest:.4f}", param="budget")
+
+
+def _loyal(shape: PromptShape, form: Quality, min_tokens: int) -> Plan:
+    """The fewest tokens; so loyal as the share that is kept is the fake's calibration."""
+    for count in range(min_tokens, shape.num_visual):
+        plan = replace(_pruned(shape, count, None), loyalty=count / shape.num_visual)
+        if form.allows(cost_of(GEOMETRY, shape, plan)):
+            return plan
+    return replace(_pruned(shape, shape.num_visual, None), loyalty=1.0)
 
 
 def _pruned(shape: PromptShape, count: int, num_layers: int | None) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from app.engine.planner import CalibrationUse
 from app.engine.runner import ModelRunner
 from app.models.base import Adapter
 from app.models.loading import load_adapter
@@ -39,4 +40,7 @@ def load_runner(settings: Settings) -> ModelRunner:
         find_router(settings, adapter),
         kv_bytes_limit=settings.kv_bytes_limit,
         encoder_cache_bytes=settings.encoder_cache_bytes,
+        calibration_use=CalibrationUse(
+            quality_margin=settings.quality_margin, split_by=settings.split_by
+        ),
     )

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence as Many
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Literal
 
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from app.cost import cost_of, kv_bytes
 from app.engine.segment import Choose, Segment, as_planned
 from app.engine.sequence import PreparedPrompt, Sequence
 from app.engine.views import with_images
+from app.errors import RouterMismatch
 from app.models.base import Adapter
 from app.models.families.base import VisualTokens
 from app.pruning import STRATEGIES, make_strategy
@@ -24,16 +26,38 @@ from app.pruning.allocate import Allocation, Allocator, rescheduled, settle, tri
 from app.pruning.base import Arrival, Choice, Context, Points, RouterScores, Strategy, View
 from app.pruning.compose import needs_router
 from app.pruning.frontier import CalibratedFrontier, Frontier, PublishedFrontier
+from app.pruning.loyalty import DEFAULT_MARGIN, CalibratedLoyalty
 from app.router.store import LoadedRouter
 
 _TRAINING_FREE = "fastv"
 _TYPICAL_TEXT_ROWS = 32
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibrationUse:
+    """How a router's calibration is read.
+
+    Attributes:
+        quality_margin: standard errors that a promised loyalty lies under the measured one.
+        split_by: what a share of FLOPs is split by: least mean KL, or most loyalty.
+    """
+
+    quality_margin: float = DEFAULT_MARGIN
+    split_by: Literal["kl", "loyalty"] = "kl"
+
+
+DEFAULT_USE = CalibrationUse()
+
+
 class Planner:
     """Makes plans for one adapter and, if there is one, its router."""
 
-    def __init__(self, adapter: Adapter, router: LoadedRouter | None) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        router: LoadedRouter | None,
+        use: CalibrationUse = DEFAULT_USE,
+    ) -> None:
         self._adapter = adapter
         self._router = router
         self._context = Context(
@@ -43,7 +67,8 @@ class Planner:
             position_axes=adapter.position_axes,
             fixed_visual=adapter.fixed_visual,
         )
-        self._calibrated = _frontier(router)
+        self._calibrated = _frontier(router, use)
+        self._loyalty = _loyalty(router, use)
 
     def resolve(
         self, request: ChatRequest, shape: PromptShape, layouts: Many[ImageLayout]
@@ -180,6 +205,7 @@ class Planner:
             shape=shape,
             frontier=self._calibrated if calibrated else PublishedFrontier(),
             router_flops=router.flops if router else lambda _: 0,
+            loyalty=self._loyalty,
             min_tokens=min_tokens,
             look_flops=look_flops,
         )
@@ -223,12 +249,30 @@ def request_seed(request: ChatRequest) -> int:
     return int.from_bytes(digest.digest()[:7], "big")
 
 
-def _frontier(router: LoadedRouter | None) -> Frontier:
+def _frontier(router: LoadedRouter | None, use: CalibrationUse) -> Frontier:
     calibration = router.manifest.calibration if router else None
     if calibration is None:
         return PublishedFrontier()
+    harm = calibration.kl_nats
+    if use.split_by == "loyalty":
+        if calibration.loyalty is None:
+            raise RouterMismatch(
+                "the router was calibrated without loyalty, so budgets cannot be split by it"
+            )
+        harm = tuple(tuple(1 - share for share in row) for row in calibration.loyalty.mean)
     return CalibratedFrontier(
+        skip_ratios=calibration.skip_ratios, token_ratios=calibration.token_ratios, harm=harm
+    )
+
+
+def _loyalty(router: LoadedRouter | None, use: CalibrationUse) -> CalibratedLoyalty | None:
+    calibration = router.manifest.calibration if router else None
+    if calibration is None or calibration.loyalty is None:
+        return None
+    return CalibratedLoyalty.under(
         skip_ratios=calibration.skip_ratios,
         token_ratios=calibration.token_ratios,
-        kl_nats=calibration.kl_nats,
+        mean=calibration.loyalty.mean,
+        standard_error=calibration.loyalty.standard_error,
+        margin=use.quality_margin,
     )

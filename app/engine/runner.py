@@ -23,7 +23,7 @@ from app.engine.base import (
 )
 from app.engine.encoder import Encoder
 from app.engine.memory import encoding_error, undone_without_memory
-from app.engine.planner import Planner, request_seed
+from app.engine.planner import DEFAULT_USE, CalibrationUse, Planner, request_seed
 from app.engine.ragged import DecoderLoop
 from app.engine.resizing import resized
 from app.engine.sampling import Sampler
@@ -56,9 +56,10 @@ class ModelRunner:
         max_images: int = 16,
         kv_bytes_limit: int = 4 << 30,
         encoder_cache_bytes: int = 256 << 20,
+        calibration_use: CalibrationUse = DEFAULT_USE,
     ) -> None:
         self._adapter = adapter
-        self._planner = Planner(adapter, router)
+        self._planner = Planner(adapter, router, calibration_use)
         self._loop = DecoderLoop(adapter)
         self._encoder = Encoder(adapter, cache_bytes=encoder_cache_bytes)
         self._max_images = min(max_images, adapter.max_images or max_images)

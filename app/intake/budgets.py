@@ -1,6 +1,6 @@
 """The `budget` field -> core.BudgetRequest. Knows the forms' shapes, not what a model can do.
 
-To add a form: a wire model here, its keys in `FORM_OF_KEY`, its conversion in `_form`.
+To add a form: a wire model here with its conversion, and its keys in `FORM_OF_KEY`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from app.budget import FORMS, FORMS_NOT_YET, Budget, Counts, FlopsShare
+from app.budget import FORMS, FORMS_NOT_YET, Budget, Counts, FlopsShare, Quality
 from app.core import BudgetRequest
 from app.errors import InvalidField
 from app.intake.validation import WireModel, validate
@@ -49,22 +49,43 @@ class Options(WireModel):
 class FlopsForm(Options):
     flops: Share
 
+    def form(self) -> Budget:
+        return FlopsShare(share=self.flops)
+
 
 class CountsForm(Options):
     tokens: Count | None = None
     layers: Count | None = None
 
+    def form(self) -> Budget:
+        return Counts(tokens=self.tokens, layers=self.layers)
 
-FORM_OF_KEY: Mapping[str, type[FlopsForm] | type[CountsForm]] = {
+
+class QualityForm(Options):
+    """The cheapest plan of which a calibration expects at least this share of dense answers."""
+
+    quality: Share
+
+    def form(self) -> Budget:
+        return Quality(loyalty=self.quality)
+
+
+FORM_OF_KEY: Mapping[str, type[FlopsForm] | type[CountsForm] | type[QualityForm]] = {
     "flops": FlopsForm,
     "tokens": CountsForm,
     "layers": CountsForm,
+    "quality": QualityForm,
 }
 
 _NUMBER_SCHEMA = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
 BUDGET_SCHEMA: dict[str, Any] = {
     "description": "Share of dense prefill compute, or one of the object forms.",
-    "anyOf": [_NUMBER_SCHEMA, FlopsForm.model_json_schema(), CountsForm.model_json_schema()],
+    "anyOf": [
+        _NUMBER_SCHEMA,
+        FlopsForm.model_json_schema(),
+        CountsForm.model_json_schema(),
+        QualityForm.model_json_schema(),
+    ],
 }
 
 
@@ -95,18 +116,12 @@ def _parse_object(body: Mapping[str, Any]) -> BudgetRequest:
         raise _wrong("no form was given")
     checked = validate(wire, given, prefix="budget")
     return BudgetRequest(
-        form=_form(checked),
+        form=checked.form(),
         requested=given,
         strategy=checked.strategy,
         options=checked.options,
         min_tokens=checked.min_tokens,
     )
-
-
-def _form(wire: FlopsForm | CountsForm) -> Budget:
-    if isinstance(wire, FlopsForm):
-        return FlopsShare(share=wire.flops)
-    return Counts(tokens=wire.tokens, layers=wire.layers)
 
 
 def _wrong(text: str) -> InvalidField:

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
-from app.budget import Counts, FlopsShare
+from app.budget import Counts, FlopsShare, Quality
 from app.core import BudgetRequest, Cost, ModelGeometry, Plan, PromptShape, Selection
 from app.cost import cost_of
 from app.errors import BudgetTooSmall
 from app.pruning.base import Context, Points, Strategy, looking_flops, refuse
 from app.pruning.compose import label, needs_router
 from app.pruning.frontier import Frontier, Split
+from app.pruning.loyalty import CalibratedLoyalty, require_loyalty
 
 RouterFlops = Callable[[PromptShape], int]
 
@@ -50,6 +51,7 @@ class Allocator:
         shape: PromptShape,
         frontier: Frontier,
         router_flops: RouterFlops,
+        loyalty: CalibratedLoyalty | None = None,
         min_tokens: int = 1,
         look_flops: int = 0,
     ) -> None:
@@ -57,6 +59,7 @@ class Allocator:
         self._strategy = strategy
         self._shape = shape
         self._frontier = frontier
+        self._loyalty = loyalty
         self._floor = max(1, min(min_tokens, shape.num_visual))
         self._num_layers = context.geometry.num_layers
         self._tokens = strategy.token_part
@@ -79,6 +82,8 @@ class Allocator:
         form = request.form
         if isinstance(form, FlopsShare):
             return self._by_share(form)
+        if isinstance(form, Quality):
+            return self._by_quality(form, named=request.strategy is not None)
         return self._by_counts(form)
 
     def smallest_share(self) -> float:
@@ -137,11 +142,55 @@ class Allocator:
 
     def _loss(self, option: tuple[int, int], share: float) -> tuple[float, int]:
         tokens, skips = option
-        split = Split(
+        return self._frontier.loss(self._split(tokens, skips), share), skips
+
+    def _split(self, tokens: int, skips: int) -> Split:
+        return Split(
             token_ratio=tokens / max(self._shape.num_visual, 1),
             skip_ratio=skips / self._num_layers,
         )
-        return self._frontier.loss(split, share), skips
+
+    def _by_quality(self, form: Quality, *, named: bool) -> Allocation:
+        """Of all sizes that promise the loyalty, the cheapest; of equals, the fewest skips."""
+        strategy = self._strategy
+        if form.loyalty >= 1 or (strategy.token_part is None and strategy.layer_part is None):
+            return self._dense(limit=1.0, loyalty=1.0)
+        loyalty = require_loyalty(self._loyalty, strategy, named=named)
+        plans = list(self._loyal_plans(form, loyalty))
+        costs = [cost_of(self._geometry, self._shape, plan) for plan in plans]
+        best = min(range(len(plans)), key=lambda idx: (costs[idx].prefill_ratio, idx), default=None)
+        if best is None or costs[best].saved <= 0:
+            return self._dense(limit=1.0, loyalty=1.0)
+        plan = plans[best]
+        return Allocation(
+            plan=plan,
+            limit=costs[best].prefill_ratio,
+            count=plan.num_kept,
+            allowed=self._allowed,
+            num_skipped=len(plan.skipped_layers),
+        )
+
+    def _loyal_plans(self, form: Quality, loyalty: CalibratedLoyalty) -> Iterator[Plan]:
+        """For each layer count on offer, the fewest tokens that promise enough."""
+
+        def promising(tokens: int, skips: int) -> Plan:
+            promised = loyalty.at(self._split(tokens, skips))
+            return replace(self._plan(tokens, skips), loyalty=promised)
+
+        def allows(plan: Plan) -> bool:
+            return form.allows(cost_of(self._geometry, self._shape, plan))
+
+        for skips in self._skip_counts():
+            low, high = self._floor_tokens, self._shape.num_visual
+            if not allows(promising(high, skips)):
+                continue
+            while low < high:
+                middle = (low + high) // 2
+                if allows(promising(middle, skips)):
+                    high = middle
+                else:
+                    low = middle + 1
+            yield promising(high, skips)
 
     def _by_counts(self, form: Counts) -> Allocation:
         tokens, skips = self._checked_tokens(form), self._checked_skips(form)
@@ -178,8 +227,9 @@ class Allocator:
             )
         return self._num_layers - form.layers
 
-    def _dense(self, *, limit: float) -> Allocation:
-        plan = Plan.dense(num_layers=self._num_layers, num_visual=self._shape.num_visual)
+    def _dense(self, *, limit: float, loyalty: float | None = None) -> Allocation:
+        dense = Plan.dense(num_layers=self._num_layers, num_visual=self._shape.num_visual)
+        plan = replace(dense, loyalty=loyalty)
         return Allocation(plan=plan, limit=limit, count=plan.num_visual, allowed=(), num_skipped=0)
 
     def _bound(self, tokens: int, skips: int, *, limit: float) -> Allocation:

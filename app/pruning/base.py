@@ -160,6 +160,8 @@ class Strategy:
     """Whether the picture is made smaller instead of dropping tokens."""
     splits_numbers: ClassVar[bool] = True
     """Whether a plain number may be split between tokens and layers by this strategy."""
+    calibrated: ClassVar[bool] = False
+    """Whether a router's calibration was measured on this strategy's own choices."""
 
     @property
     def token_part(self) -> Strategy | None:

@@ -43,5 +43,11 @@ def needs_router(strategy: Strategy) -> bool:
     return any(part is not None and part.needs_router for part in parts)
 
 
+def is_calibrated(strategy: Strategy) -> bool:
+    """Whether a router's calibration speaks of these plans; of no pruning it always does."""
+    parts = (strategy.token_part, strategy.layer_part)
+    return all(part is None or part.calibrated for part in parts)
+
+
 def label(strategy: Strategy) -> str:
     return strategy.label if isinstance(strategy, Composed) else strategy.name

@@ -43,19 +43,20 @@ class PublishedFrontier:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CalibratedFrontier:
-    """Mean KL to the dense answer on a grid of (skip_ratio, token_ratio), interpolated.
+    """Measured harm on a grid of (skip_ratio, token_ratio), interpolated.
 
     Attributes:
         skip_ratios, token_ratios: ascending grid axes.
-        kl_nats: one row per skip ratio, one value per token ratio.
+        harm: one row per skip ratio, one value per token ratio: mean KL to the dense answer in
+            nats, or the share of answers that differ from it.
     """
 
     skip_ratios: tuple[float, ...]
     token_ratios: tuple[float, ...]
-    kl_nats: tuple[tuple[float, ...], ...]
+    harm: tuple[tuple[float, ...], ...]
 
     def loss(self, split: Split, share: float) -> float:
-        rows = [_interpolate(self.token_ratios, row, split.token_ratio) for row in self.kl_nats]
+        rows = [_interpolate(self.token_ratios, row, split.token_ratio) for row in self.harm]
         return _interpolate(self.skip_ratios, rows, split.skip_ratio)
 
 

@@ -18,6 +18,7 @@ class Par(Strategy):
     prunes_tokens: ClassVar[bool] = True
     prunes_layers: ClassVar[bool] = True
     needs_router: ClassVar[bool] = True
+    calibrated: ClassVar[bool] = True
 
     def check(self, context: Context) -> None:
         if context.router_candidates is None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,20 +25,59 @@ WEIGHTS_NAME = "router.safetensors"
 MANIFEST_NAME = "router.json"
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+TokenShare = Annotated[float, Field(gt=0, le=1)]
+Shares = tuple[tuple[Share, ...], ...]
+
+
+class Loyalty(BaseModel):
+    """Share of samples whose whole greedy answer equals the dense one, per cell of the grid.
+
+    Attributes:
+        num_samples: how many questions were asked.
+        mean: smoothed to be monotone along both axes.
+        standard_error: of each cell as measured, by picture.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    num_samples: int = Field(ge=1)
+    mean: Shares
+    standard_error: Shares
+
+
 class Calibration(BaseModel):
-    """Measured on unlabelled data with the frozen model and this router.
+    """Measured on unlabelled data with the frozen model and this router's joint plans.
 
     Attributes:
         block_influence: 1 - cosine(input, output) per decoder layer (ShortGPT).
-        skip_ratios, token_ratios, kl_nats: mean KL to the dense answer per cell of the grid.
+        skip_ratios, token_ratios: axes of the grid, ascending; one row per skip ratio.
+        kl_nats: mean KL to the dense answer per cell.
+        loyalty: None in calibrations made before it was measured.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     block_influence: tuple[float, ...]
-    skip_ratios: tuple[float, ...]
-    token_ratios: tuple[float, ...]
-    kl_nats: tuple[tuple[float, ...], ...]
+    skip_ratios: tuple[Share, ...] = Field(min_length=1)
+    token_ratios: tuple[TokenShare, ...] = Field(min_length=1)
+    kl_nats: tuple[tuple[Annotated[float, Field(ge=0)], ...], ...]
+    loyalty: Loyalty | None = None
+
+    @model_validator(mode="after")
+    def _check_grids(self) -> Self:
+        for name, axis in (("skip_ratios", self.skip_ratios), ("token_ratios", self.token_ratios)):
+            if any(left >= right for left, right in pairwise(axis)):
+                raise ValueError(f"{name} must ascend")
+        grids: dict[str, tuple[tuple[float, ...], ...]] = {"kl_nats": self.kl_nats}
+        if self.loyalty is not None:
+            grids["loyalty.mean"] = self.loyalty.mean
+            grids["loyalty.standard_error"] = self.loyalty.standard_error
+        shape = [len(self.token_ratios)] * len(self.skip_ratios)
+        for name, grid in grids.items():
+            if [len(row) for row in grid] != shape:
+                raise ValueError(f"{name} must have {len(shape)} rows of {shape[0]} values")
+        return self
 
 
 class Manifest(BaseModel):
@@ -152,6 +192,12 @@ def _check_fit(manifest: Manifest, *, fingerprint: str, geometry: ModelGeometry)
             f"the router for {manifest.model!r} does not fit this model: {differing[0]} is "
             f"{manifest.geometry.get(differing[0])}, the model's is {expected[differing[0]]}"
         )
+    calibration = manifest.calibration
+    if calibration and len(calibration.block_influence) != geometry.num_layers:
+        raise RouterMismatch(
+            f"the router manifest has block_influence of {len(calibration.block_influence)} "
+            f"layers, the model has {geometry.num_layers}"
+        )
     if manifest.fingerprint != fingerprint:
         raise RouterMismatch(
             f"the router was trained on {manifest.model!r} with fingerprint "
@@ -162,8 +208,14 @@ def _check_fit(manifest: Manifest, *, fingerprint: str, geometry: ModelGeometry)
 def _read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_text())
-    except (OSError, ValidationError) as err:
-        raise RouterMismatch(f"{path} is missing or is no valid router manifest") from err
+    except (OSError, UnicodeDecodeError) as err:
+        raise RouterMismatch(f"the router manifest {path} cannot be read") from err
+    except ValidationError as err:
+        first = err.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the whole"
+        raise RouterMismatch(
+            f"{path} is no valid router manifest: {place}: {first['msg']}"
+        ) from err
 
 
 def _numbers(geometry: ModelGeometry) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.router.store import Manifest
+from app.router.store import Calibration, Loyalty, Manifest
 from app.training.figures import Figures
 from app.training.options import RouterTrainingOptions
 
@@ -41,6 +41,8 @@ def write_card(manifest: Manifest, options: RouterTrainingOptions, figures: Figu
         f"```\n{command(options)}\n```",
         _facts(training),
     ]
+    if manifest.calibration is not None and manifest.calibration.loyalty is not None:
+        sections += ["## Loyalty", _loyalty(manifest.calibration, manifest.calibration.loyalty)]
     if figures is not None:
         sections += ["## Figures", _figures(figures), _question(figures)]
     return "\n\n".join(sections) + "\n"
@@ -57,6 +59,24 @@ def _facts(training: dict[str, Any]) -> str:
         if name != "options":
             shown = f"{value:.4g}" if isinstance(value, float) else str(value)
             lines.append(f"| {name.replace('_', ' ')} | {shown} |")
+    return "\n".join(lines)
+
+
+def _loyalty(calibration: Calibration, loyalty: Loyalty) -> str:
+    ratios = calibration.token_ratios
+    lines = [
+        f"Share of greedy answers equal to the dense one on {loyalty.num_samples} samples that "
+        "were not trained on, by layers skipped and tokens kept, smoothed to be monotone along "
+        "both (isotonic regression), with the standard error by picture of each size as measured. "
+        "A budget's quality is held against these, less the service's quality margin.",
+        "",
+        "| skipped | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " |",
+        "|---" * (len(ratios) + 1) + "|",
+    ]
+    rows = zip(calibration.skip_ratios, loyalty.mean, loyalty.standard_error, strict=True)
+    for skipped, means, errors in rows:
+        cells = (f"{mean:.3f} ± {error:.3f}" for mean, error in zip(means, errors, strict=True))
+        lines.append(f"| {skipped:.1%} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

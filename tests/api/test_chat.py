@@ -43,7 +43,11 @@ async def test_the_pruning_report_adds_up_and_stays_within_the_budget(serve):
         response = await served.client.post("/v1/chat", json=chat_body(budget={"flops": 0.6}))
     pruning = response.json()["pruning"]
     flops = pruning["flops"]
-    assert pruning["budget"] == {"requested": {"flops": 0.6}, "limit": 0.6}
+    assert pruning["budget"] == {
+        "requested": {"flops": 0.6},
+        "limit": 0.6,
+        "expected_loyalty": None,
+    }
     assert set(pruning) == {
         *("strategy", "router", "budget", "visual_tokens", "layers", "flops"),
     }
@@ -56,6 +60,20 @@ async def test_a_budget_of_one_is_dense(serve):
     async with serve() as served:
         pruning = (await served.client.post("/v1/chat", json=chat_body())).json()["pruning"]
     assert (pruning["strategy"], pruning["router"], pruning["flops"]["saved"]) == ("none", None, 0)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat", "/v1/plan"])
+async def test_a_quality_is_echoed_with_the_loyalty_to_expect_and_the_limit_it_led_to(serve, path):
+    budget = {"quality": 0.7, "min_tokens": 2}
+    async with serve() as served:
+        response = await served.client.post(path, json=chat_body(budget=budget))
+        full = await served.client.post(path, json=chat_body(budget={"quality": 1}))
+    pruning = response.json()["pruning"]
+    assert pruning["visual_tokens"]["kept"] == 12
+    ratio = pruning["flops"]["prefill_ratio"]
+    assert pruning["budget"] == {"requested": budget, "limit": ratio, "expected_loyalty": 0.75}
+    assert full.json()["pruning"]["budget"]["expected_loyalty"] == 1
+    assert full.json()["pruning"]["flops"]["saved"] == 0
 
 
 async def test_explain_maps_kept_tokens_per_image_and_every_layer(serve):

@@ -14,9 +14,12 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from typer.testing import CliRunner
 
+from app.cli.main import cli
 from app.main import EXIT_ENGINE_FAILED
 from tests.api.calls import chat_body, events
+from tests.intake.pictures import red
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,6 +75,24 @@ def test_a_terminated_server_drains_in_sight_of_its_probes_and_exits_cleanly(tmp
     (chat,) = [entry for entry in entries if entry.get("endpoint") == "/v1/chat"]
     assert (chat["status"], chat["request_id"][:4]) == (200, "req-")
     assert "word word" not in log.read_text()
+
+
+@pytest.mark.timeout(30)
+def test_the_commands_send_any_form_of_budget(tmp_path):
+    picture = tmp_path / "red.png"
+    picture.write_bytes(red())
+    with server_process(tmp_path / "log") as (_, client):
+        common = ["--image", str(picture), "--question", "a b", "--url", str(client.base_url)]
+        quality = ["--budget", '{"quality": 0.7}']
+        chat = CliRunner().invoke(cli, ["chat", *common, *quality])
+        plan = CliRunner().invoke(cli, ["plan", *common, *quality])
+        wrong = CliRunner().invoke(cli, ["plan", *common, "--budget", '{"quality": 2}'])
+    assert (chat.stdout, chat.exit_code) == ("a b\n", 0)
+    assert "12 of 16 visual tokens" in chat.stderr
+    assert "loyalty 0.750" in chat.stderr
+    assert json.loads(plan.stdout)["pruning"]["budget"]["expected_loyalty"] == 0.75
+    assert wrong.exit_code == 1
+    assert json.loads(wrong.stderr)["error"]["param"] == "budget.quality"
 
 
 @pytest.mark.timeout(30)

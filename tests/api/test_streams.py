@@ -30,6 +30,15 @@ async def test_a_stream_is_deltas_then_the_answer_less_its_text_then_done(serve)
     assert summary["pruning"] == expected["pruning"]
 
 
+async def test_a_streams_last_event_tells_the_loyalty_to_expect(serve):
+    body = chat_body(stream=True, budget={"quality": 0.5})
+    async with serve() as served:
+        response = await served.client.post("/v1/chat", json=body)
+    pruning = json.loads(events(response.text)[-2])["pruning"]
+    assert pruning["budget"]["expected_loyalty"] == 0.5
+    assert pruning["visual_tokens"]["kept"] == 8
+
+
 async def test_text_of_any_script_and_line_breaks_survive_the_framing(serve):
     question = 'é中🙂 "x"\\ data:[DONE]'
     async with serve() as served:

@@ -11,7 +11,7 @@ from app.engine.runner import ModelRunner
 from app.models.loading import load_adapter
 from app.models.transformers import TransformersAdapter
 from app.router.model import MetaRouter, RouterConfig
-from app.router.store import Calibration, LoadedRouter, load_router, save_router
+from app.router.store import Calibration, LoadedRouter, Loyalty, load_router, save_router
 from tests.tiny import tiny_llava_folder
 
 
@@ -47,6 +47,11 @@ def router(adapter: TransformersAdapter, tmp_path_factory: pytest.TempPathFactor
         skip_ratios=(0.0, 0.5),
         token_ratios=(0.1, 1.0),
         kl_nats=((0.5, 0.0), (0.8, 0.3)),
+        loyalty=Loyalty(
+            num_samples=100,
+            mean=((0.9, 1.0), (0.6, 0.8)),
+            standard_error=((0.02, 0.0), (0.03, 0.02)),
+        ),
     )
     save_router(
         folder,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.budget import Counts, FlopsShare
+from app.budget import Counts, FlopsShare, Quality
 from app.core import ChatRequest, SamplingParams
 from app.cost import cost_of, kv_bytes_per_row
 from app.engine.runner import ModelRunner
@@ -52,6 +52,7 @@ def test_what_is_dropped_equals_what_is_masked(
 def test_a_batch_of_mixed_plans_equals_its_singles(runner: ModelRunner) -> None:
     requests = [_request(case, seed) for seed, case in enumerate(STRATEGIES)]
     requests += [chat_request(77), chat_request(78, form=FlopsShare(share=0.55))]
+    requests += [chat_request(79, form=Quality(loyalty=0.85))]
     together = answers(runner, requests)
     for request in requests:
         alone = answers(runner, [request])[request.id]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from app.budget import Budget, Counts, FlopsShare
+from app.budget import Budget, Counts, FlopsShare, Quality
 from app.core import SamplingParams
+from app.engine.planner import CalibrationUse
 from app.engine.runner import ModelRunner
-from app.errors import AllrounderError
+from app.errors import AllrounderError, RouterMismatch
 from app.models.transformers import TransformersAdapter
+from app.router.store import LoadedRouter
 from tests.engine.driving import answers
 from tests.tiny import chat_request
 
@@ -27,6 +29,9 @@ def bare(adapter: TransformersAdapter) -> ModelRunner:
         (FlopsShare(share=0.7), "par", "invalid_field", "budget.strategy"),
         (FlopsShare(share=0.7), "shortgpt", "invalid_field", "budget.strategy"),
         (Counts(layers=4), None, "invalid_field", "budget.layers"),
+        (Quality(loyalty=0.9), None, "invalid_field", "budget.quality"),
+        (Quality(loyalty=0.9), "fastv", "invalid_field", "budget.strategy"),
+        (Quality(loyalty=0.9), "par", "invalid_field", "budget.strategy"),
     ],
 )
 def test_what_a_model_without_a_router_cannot_do_is_refused_by_name(
@@ -47,6 +52,66 @@ def test_with_a_router_par_is_the_default_and_is_named(runner: ModelRunner) -> N
     plan = answers(runner, [request])[request.id].plan
     assert plan.strategy == "par"
     assert plan.router == runner.capabilities().router is not None
+
+
+def test_a_quality_is_served_by_the_cheapest_size_that_promises_it(runner: ModelRunner) -> None:
+    requests = [
+        chat_request(1, id=str(quality), form=Quality(loyalty=quality))
+        for quality in (0.55, 0.87, 0.89, 1.0)
+    ]
+    found = answers(runner, requests)
+    plans = [found[request.id].plan for request in requests]
+    assert [plan.loyalty for plan in plans] == pytest.approx([0.57, 0.88, 1.0, 1.0])
+    assert [plan.num_layers_run for plan in plans] == [3, 6, 6, 6]
+    assert [plan.num_kept for plan in plans] == [7, 7, 64, 64]
+    for request in requests:
+        result = found[request.id]
+        assert result.cost.prefill_ratio <= result.budget_limit <= 1
+
+
+def test_the_operator_says_how_far_a_promise_lies_under_the_mean(
+    adapter: TransformersAdapter, router: LoadedRouter
+) -> None:
+    request = chat_request(form=Quality(loyalty=0.89))
+    for margin, kept in ((0.0, 7), (1.0, 64)):
+        runner = ModelRunner(adapter, router, calibration_use=CalibrationUse(quality_margin=margin))
+        assert runner.prepare(request).allocation.plan.num_kept == kept
+
+
+def _with_loyalty(router: LoadedRouter, mean: tuple[tuple[float, ...], ...] | None) -> LoadedRouter:
+    calibration = router.manifest.calibration
+    assert calibration is not None
+    assert calibration.loyalty is not None
+    loyalty = mean and calibration.loyalty.model_copy(update={"mean": mean})
+    changed = calibration.model_copy(update={"loyalty": loyalty})
+    return LoadedRouter(
+        router._network, router.manifest.model_copy(update={"calibration": changed})
+    )
+
+
+def test_a_share_of_flops_may_be_split_by_loyalty(
+    adapter: TransformersAdapter, router: LoadedRouter
+) -> None:
+    likes_skips = _with_loyalty(router, ((0.5, 0.5), (0.9, 0.9)))
+    request = chat_request(form=FlopsShare(share=0.6))
+    skips = [
+        ModelRunner(adapter, likes_skips, calibration_use=use)
+        .prepare(request)
+        .allocation.num_skipped
+        for use in (CalibrationUse(), CalibrationUse(split_by="loyalty"))
+    ]
+    assert skips == [0, 3]
+
+
+def test_a_split_by_loyalty_that_was_never_measured_is_refused_at_start(
+    adapter: TransformersAdapter, router: LoadedRouter
+) -> None:
+    with pytest.raises(RouterMismatch, match="without loyalty"):
+        ModelRunner(
+            adapter,
+            _with_loyalty(router, None),
+            calibration_use=CalibrationUse(split_by="loyalty"),
+        )
 
 
 def test_a_prompt_that_is_too_long_is_refused_naming_the_field(runner: ModelRunner) -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from app.budget import Counts, FlopsShare
+from app.budget import Counts, FlopsShare, Quality
 from app.core import Priority
 from app.errors import AllrounderError
 from app.intake.requests import ChatLimits, parse_chat
@@ -79,6 +79,8 @@ def test_one_stop_string_needs_no_list():
         ({"tokens": 144, "layers": 28}, Counts(tokens=144, layers=28)),
         ({"tokens": 144}, Counts(tokens=144)),
         ({"layers": 28, "tokens": None}, Counts(layers=28)),
+        ({"quality": 0.98}, Quality(loyalty=0.98)),
+        ({"quality": 1, "strategy": "par-token", "min_tokens": 9}, Quality(loyalty=1.0)),
     ],
 )
 def test_each_budget_form_is_understood_and_echoed(budget, form):
@@ -108,7 +110,16 @@ BAD_BUDGETS = [
     ({"flops": 0.5, "latency_ms": 3}, "budget"),
     ({"latency_ms": 3, "quality": 0.9}, "budget"),
     ({"latency_ms": 200}, "budget.latency_ms"),
-    ({"quality": 0.98}, "budget.quality"),
+    ({"quality": 0}, "budget.quality"),
+    ({"quality": -0.1}, "budget.quality"),
+    ({"quality": 1.001}, "budget.quality"),
+    ({"quality": math.nan}, "budget.quality"),
+    ({"quality": True}, "budget.quality"),
+    ({"quality": "0.98"}, "budget.quality"),
+    ({"quality": 0.9, "flops": 0.5}, "budget"),
+    ({"quality": 0.9, "layers": 3}, "budget"),
+    ({"quality": 0.9, "colour": 1}, "budget.colour"),
+    ({"quality": 0.9, "min_tokens": 0}, "budget.min_tokens"),
     ({"flops": 0}, "budget.flops"),
     ({"flops": math.nan}, "budget.flops"),
     ({"flops": True}, "budget.flops"),
@@ -139,7 +150,7 @@ def test_a_wrong_budget_is_a_422_that_names_its_part(budget, param):
     assert (error.status, error.param) == (422, param)
 
 
-@pytest.mark.parametrize("budget", ["auto", {"latency_ms": 200}, {"quality": 0.98}])
+@pytest.mark.parametrize("budget", ["auto", {"latency_ms": 200}])
 def test_a_form_that_does_not_exist_yet_says_so_and_names_those_that_do(budget):
     message = refusal(body(budget=budget)).message
     assert "does not exist yet" in message

@@ -11,14 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.budget import Budget, Counts, FlopsShare
+from app.budget import Budget, Counts, FlopsShare, Quality
 from app.core import BudgetRequest, ModelGeometry, Plan, PromptShape
 from app.cost import cost_of
 from app.errors import AllrounderError, BudgetTooSmall, InvalidField
 from app.pruning import make_strategy
 from app.pruning.allocate import Allocation, Allocator, settle
 from app.pruning.base import Context
-from app.pruning.frontier import CalibratedFrontier, PublishedFrontier
+from app.pruning.frontier import CalibratedFrontier, PublishedFrontier, Split
+from app.pruning.loyalty import CalibratedLoyalty
 from app.router.model import RouterConfig, router_flops
 from tests.cases import BUDGETS, STRATEGIES, BudgetCase
 
@@ -33,14 +34,27 @@ def _context(geometry: ModelGeometry) -> Context:
     )
 
 
+LOYALTY = CalibratedLoyalty(
+    skip_ratios=(0.0, 0.25, 0.5),
+    token_ratios=(0.05, 0.25, 1.0),
+    promised=((0.6, 0.96, 1.0), (0.55, 0.9, 0.93), (0.2, 0.5, 0.6)),
+)
+
+
 def _allocator(
-    geometry: ModelGeometry, shape: PromptShape, name: str, *, calibrated: bool = False
+    geometry: ModelGeometry,
+    shape: PromptShape,
+    name: str,
+    *,
+    calibrated: bool = False,
+    loyalty: CalibratedLoyalty | None = LOYALTY,
+    min_tokens: int = 1,
 ) -> Allocator:
     config = RouterConfig.for_model(model_width=geometry.width, num_layers=geometry.num_layers)
     frontier = CalibratedFrontier(
         skip_ratios=(0.0, 0.25, 0.5),
         token_ratios=(0.05, 0.25, 1.0),
-        kl_nats=((0.9, 0.1, 0.0), (1.0, 0.15, 0.05), (1.5, 0.6, 0.5)),
+        harm=((0.9, 0.1, 0.0), (1.0, 0.15, 0.05), (1.5, 0.6, 0.5)),
     )
     return Allocator(
         context=_context(geometry),
@@ -50,6 +64,8 @@ def _allocator(
         router_flops=lambda s: router_flops(
             config, num_visual=s.num_visual, num_question=s.num_question
         ),
+        loyalty=loyalty,
+        min_tokens=min_tokens,
     )
 
 
@@ -173,10 +189,15 @@ def test_a_plan_spends_most_of_what_it_may(name: str) -> None:
 @pytest.mark.parametrize("case", BUDGETS, ids=lambda case: str(case.tighter))
 def test_a_looser_value_allows_all_that_a_tighter_one_did(case: BudgetCase) -> None:
     geometry = replace(GEOMETRY, num_layers=6)
-    allocation = _allocator(geometry, SHAPE, "random").allocate(_request(case.tighter))
-    cost = cost_of(geometry, SHAPE, allocation.plan)
-    assert case.tighter.allows(cost)
-    assert case.looser.allows(cost)
+    allocator = _allocator(geometry, SHAPE, "par")
+    tight, loose = (
+        cost_of(geometry, SHAPE, allocator.allocate(_request(form)).plan)
+        for form in (case.tighter, case.looser)
+    )
+    assert case.tighter.allows(tight)
+    assert case.looser.allows(tight)
+    assert case.looser.allows(loose)
+    assert not case.tighter.allows(loose)
     dense = Plan.dense(num_layers=geometry.num_layers, num_visual=SHAPE.num_visual)
     assert not case.tighter.allows(cost_of(geometry, SHAPE, dense))
 
@@ -224,3 +245,139 @@ def test_counts_that_cannot_be_met_are_refused_by_name(name: str, form: Counts, 
         _allocator(GEOMETRY, SHAPE, name).allocate(_request(form))
     assert caught.value.status == 422
     assert caught.value.param == param
+
+
+@st.composite
+def _loyalties(draw: st.DrawFn) -> CalibratedLoyalty:
+    """Any monotone grid, plateaus among them."""
+    shares = st.sampled_from([0.0, 0.3, 0.8, 0.9, 0.95, 0.98, 1.0]) | st.floats(0, 1)
+    skips = draw(st.sampled_from([(0.0, 0.5), (0.0, 0.125, 0.25, 0.375, 0.5), (0.0, 0.1)]))
+    tokens = draw(st.sampled_from([(0.01, 1.0), (0.1, 0.2, 0.5, 0.9), (0.3, 0.31, 1.0)]))
+    size = len(tokens)
+    rows = draw(
+        st.lists(
+            st.lists(shares, min_size=size, max_size=size),
+            min_size=len(skips),
+            max_size=len(skips),
+        )
+    )
+    return CalibratedLoyalty.under(
+        skip_ratios=skips,
+        token_ratios=tokens,
+        mean=rows,
+        standard_error=[[0.0] * size] * len(skips),
+    )
+
+
+small_shapes = st.builds(
+    PromptShape,
+    num_text=st.integers(1, 60),
+    visual_per_image=st.lists(st.integers(1, 40), min_size=1, max_size=2).map(tuple),
+    num_question=st.integers(1, 60),
+)
+router_names = st.sampled_from(["par", "par-token", "par-layer", "par-token+par-layer"])
+qualities = st.sampled_from([0.3, 0.8, 0.9, 0.95, 0.98, 1.0]) | st.floats(0.01, 1)
+
+
+@pytest.mark.timeout(60)
+@settings(max_examples=300)
+@given(
+    geometries, small_shapes, router_names, _loyalties(), qualities, st.integers(1, 60), st.data()
+)
+def test_a_quality_gets_the_cheapest_of_all_sizes_that_promise_it(
+    geometry: ModelGeometry,
+    shape: PromptShape,
+    name: str,
+    loyalty: CalibratedLoyalty,
+    quality: float,
+    min_tokens: int,
+    data: st.DataObject,
+) -> None:
+    form = Quality(loyalty=quality)
+    allocator = _allocator(geometry, shape, name, loyalty=loyalty, min_tokens=min_tokens)
+    allocation = allocator.allocate(_request(form))
+    plan = allocation.plan
+    assert form.allows(cost_of(geometry, shape, plan))
+    cheapest = 1.0
+    for tokens, skips in _sizes(allocator, geometry, shape, name, min_tokens):
+        split = Split(token_ratio=tokens / shape.num_visual, skip_ratio=skips / geometry.num_layers)
+        if quality < 1 and loyalty.at(split) >= quality:
+            counts = Counts(tokens=tokens, layers=geometry.num_layers - skips)
+            cheapest = min(cheapest, allocator.allocate(_request(counts)).limit)
+    assert allocation.limit == cheapest
+    assert plan.is_dense == (cheapest == 1)
+    assert plan.num_kept >= min(min_tokens, shape.num_visual)
+    draw = random.Random(data.draw(st.integers(0, 2**32)))
+    assert cost_of(geometry, shape, _settled(allocation, draw)).prefill_ratio <= allocation.limit
+    assert allocator.allocate(_request(form)) == allocation
+
+
+def _sizes(
+    allocator: Allocator, geometry: ModelGeometry, shape: PromptShape, name: str, min_tokens: int
+) -> list[tuple[int, int]]:
+    """Every size on offer: all token counts, and layer counts in sixteenths of the depth."""
+    candidates = geometry.num_layers - geometry.num_layers // 2
+    step = max(1, geometry.num_layers // 16)
+    skips = (
+        sorted({*range(0, candidates + 1, step), candidates})
+        if "layer" in name or (name == "par")
+        else [0]
+    )
+    first = min(min_tokens, shape.num_visual) if name != "par-layer" else shape.num_visual
+    return [(tokens, skip) for tokens in range(first, shape.num_visual + 1) for skip in skips]
+
+
+@pytest.mark.timeout(60)
+@settings(max_examples=150)
+@given(geometries, shapes, router_names, _loyalties(), qualities, qualities)
+def test_more_quality_never_costs_less(
+    geometry: ModelGeometry,
+    shape: PromptShape,
+    name: str,
+    loyalty: CalibratedLoyalty,
+    one: float,
+    other: float,
+) -> None:
+    allocator = _allocator(geometry, shape, name, loyalty=loyalty)
+    low, high = (
+        allocator.allocate(_request(Quality(loyalty=quality))).limit
+        for quality in sorted((one, other))
+    )
+    assert low <= high
+
+
+@pytest.mark.parametrize("name", ["none", "fastv", "random+shortgpt", "par"])
+def test_full_quality_is_dense_whatever_the_strategy_and_calibration(name: str) -> None:
+    allocation = _allocator(GEOMETRY, SHAPE, name, loyalty=None).allocate(
+        _request(Quality(loyalty=1.0))
+    )
+    assert allocation.plan.is_dense
+    assert (allocation.plan.loyalty, allocation.limit) == (1.0, 1.0)
+
+
+def test_quality_without_pruning_is_dense() -> None:
+    allocator = _allocator(GEOMETRY, SHAPE, "none", loyalty=None)
+    assert allocator.allocate(_request(Quality(loyalty=0.5))).plan.is_dense
+
+
+@pytest.mark.parametrize(
+    ("name", "loyalty", "named", "param", "advice"),
+    [
+        ("fastv", None, True, "budget.strategy", "take par"),
+        ("fastv", LOYALTY, True, "budget.strategy", "take par"),
+        ("fastv+par-layer", LOYALTY, True, "budget.strategy", "take par"),
+        ("par-token+shortgpt", LOYALTY, True, "budget.strategy", "take par"),
+        ("fastv", None, False, "budget.quality", "train one"),
+        ("par", None, False, "budget.quality", "train it again"),
+        ("par", None, True, "budget.quality", "train it again"),
+    ],
+)
+def test_quality_without_its_calibration_is_refused_with_advice(
+    name: str, loyalty: CalibratedLoyalty | None, named: bool, param: str, advice: str
+) -> None:
+    request = BudgetRequest(
+        form=Quality(loyalty=0.9), requested=None, strategy=name if named else None
+    )
+    with pytest.raises(InvalidField, match=advice) as caught:
+        _allocator(GEOMETRY, SHAPE, name, loyalty=loyalty).allocate(request)
+    assert (caught.value.status, caught.value.param) == (422, param)

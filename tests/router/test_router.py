@@ -12,7 +12,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from app.core import ModelGeometry
 from app.errors import RouterMismatch
 from app.router.model import MetaRouter, RouterConfig, router_flops
-from app.router.store import MANIFEST_NAME, WEIGHTS_NAME, load_router, save_router
+from app.router.store import (
+    MANIFEST_NAME,
+    WEIGHTS_NAME,
+    Calibration,
+    Loyalty,
+    Manifest,
+    load_router,
+    save_router,
+)
 
 GEOMETRY = ModelGeometry(
     num_layers=8,
@@ -35,7 +43,22 @@ def _network(seed: int = 0) -> MetaRouter:
     return network.eval()
 
 
-def _saved(folder: Path, *, fingerprint: str = "f" * 16) -> Path:
+CALIBRATION = Calibration(
+    block_influence=(0.1,) * 8,
+    skip_ratios=(0.0, 0.5),
+    token_ratios=(0.1, 1 / 3, 1.0),
+    kl_nats=((0.5, 0.25, 0.0), (0.8, 0.4, 0.3)),
+    loyalty=Loyalty(
+        num_samples=7,
+        mean=((0.5, 6 / 7, 1.0), (0.4, 0.8, 0.9)),
+        standard_error=((0.2, 1 / 7, 0.0), (0.2, 0.15, 1 / 7)),
+    ),
+)
+
+
+def _saved(
+    folder: Path, *, fingerprint: str = "f" * 16, calibration: Calibration | None = None
+) -> Path:
     save_router(
         folder,
         _network(),
@@ -43,7 +66,7 @@ def _saved(folder: Path, *, fingerprint: str = "f" * 16) -> Path:
         fingerprint=fingerprint,
         geometry=GEOMETRY,
         training={"samples": 0},
-        calibration=None,
+        calibration=calibration,
     )
     return folder
 
@@ -130,4 +153,58 @@ def test_tensors_that_do_not_fit_their_description_are_refused(tmp_path: Path) -
     manifest["network"]["width"] = 128
     path.write_text(json.dumps(manifest))
     with pytest.raises(RouterMismatch, match="do not fit"):
+        load_router(tmp_path, fingerprint="f" * 16, geometry=GEOMETRY)
+
+
+def test_a_calibration_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
+    folder = _saved(tmp_path, calibration=CALIBRATION)
+    loaded = load_router(folder, fingerprint="f" * 16, geometry=GEOMETRY)
+    assert loaded.manifest.calibration == CALIBRATION
+    assert loaded.block_influence == CALIBRATION.block_influence
+
+
+def test_a_calibration_from_before_loyalty_still_loads(tmp_path: Path) -> None:
+    path = _saved(tmp_path, calibration=CALIBRATION) / MANIFEST_NAME
+    manifest = json.loads(path.read_text())
+    del manifest["calibration"]["loyalty"]
+    path.write_text(json.dumps(manifest))
+    loaded = load_router(tmp_path, fingerprint="f" * 16, geometry=GEOMETRY)
+    assert loaded.manifest.calibration == CALIBRATION.model_copy(update={"loyalty": None})
+
+
+def test_the_shipped_manifest_is_valid() -> None:
+    path = Path(__file__).parents[2] / "router_weights" / "demo" / MANIFEST_NAME
+    assert Manifest.model_validate_json(path.read_text()).calibration is not None
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (("token_ratios",), [0.1, 0.1, 1.0], "token_ratios must ascend"),
+        (("token_ratios",), [0.0, 0.5, 1.0], "token_ratios"),
+        (("skip_ratios",), [], "skip_ratios"),
+        (("skip_ratios",), [0.5, 0.0], "skip_ratios must ascend"),
+        (("kl_nats",), [[0.5, 0.0]], "kl_nats must have 2 rows of 3 values"),
+        (("kl_nats", 0, 0), -0.1, "kl_nats"),
+        (("kl_nats", 0, 0), float("nan"), "kl_nats"),
+        (("block_influence",), [0.1] * 7, "block_influence"),
+        (("loyalty", "mean"), [[0.5, 0.6, 1.0]], "loyalty.mean must have 2 rows"),
+        (("loyalty", "mean", 1, 2), 1.1, "loyalty.mean"),
+        (("loyalty", "standard_error", 1), [0.1], "loyalty.standard_error must have"),
+        (("loyalty", "standard_error", 0, 0), float("inf"), "loyalty.standard_error"),
+        (("loyalty", "num_samples"), 0, "loyalty.num_samples"),
+        (("loyalty", "colour"), "red", "loyalty.colour"),
+    ],
+)
+def test_a_wrong_calibration_is_refused_naming_its_part(
+    tmp_path: Path, place: tuple[str | int, ...], value: object, words: str
+) -> None:
+    path = _saved(tmp_path, calibration=CALIBRATION) / MANIFEST_NAME
+    manifest = json.loads(path.read_text())
+    part = manifest["calibration"]
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(RouterMismatch, match=words.replace(".", "[.]")):
         load_router(tmp_path, fingerprint="f" * 16, geometry=GEOMETRY)

@@ -159,6 +159,6 @@ def test_more_tokens_are_never_worse_and_more_skips_never_better() -> None:
 
 
 def test_the_grid_reaches_from_no_skip_to_all_candidates() -> None:
-    assert skip_counts(16, num_candidates=8) == [0, 1, 2, 3, 4, 6, 8]
-    assert skip_counts(16, num_candidates=15) == [0, 1, 2, 3, 4, 6, 8, 12, 15]
+    assert skip_counts(16, num_candidates=8) == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert skip_counts(16, num_candidates=15) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15]
     assert skip_counts(4, num_candidates=2) == [0, 1, 2]

@@ -54,6 +54,9 @@ def test_a_short_run_writes_a_router_that_loads(
     assert manifest.training["samples"] == 4
     card = (tmp_path / "router" / CARD_NAME).read_text()
     assert "another sample's question" in card
+    assert manifest.calibration.loyalty is not None
+    assert manifest.calibration.loyalty.mean[0][-1] == 1
+    assert "| 50.0% | 0." in card
     assert str(tmp_path) not in card.replace(str(tiny_folder), "MODEL")
 
 
