@@ -8,12 +8,18 @@ from typing import Annotated
 
 import typer
 
+from app.cli import redundancy
+
 
 def register(cli: typer.Typer) -> None:
-    cli.command()(evaluate)
+    group = typer.Typer()
+    group.callback(invoke_without_command=True)(evaluate)
+    redundancy.register(group)
+    cli.add_typer(group, name="evaluate")
 
 
 def evaluate(
+    ctx: typer.Context,
     model: Annotated[str, typer.Option(help="demo, or a transformers folder.")] = "demo",
     benchmark: Annotated[str, typer.Option(help="Which questions to ask.")] = "demo",
     strategies: Annotated[str, typer.Option(help="Comma-separated names.")] = "none,par",
@@ -25,6 +31,8 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print cells as JSON.")] = False,
 ) -> None:
     """Run a benchmark over a grid of strategies and budgets."""
+    if ctx.invoked_subcommand is not None:
+        return
     from tqdm import tqdm
 
     from app.engine.loading import load_runner
