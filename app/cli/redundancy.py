@@ -13,7 +13,7 @@ import typer
 if TYPE_CHECKING:
     from app.evaluation.redundancy.measure import Questions
 
-# Questions on which layers are ranked and the best attention is found; none of them is measured.
+# Questions at most on which layers are ranked and the best attention is found; none is measured.
 _NUM_CHOOSING = 64
 
 
@@ -80,8 +80,9 @@ def _questions(
     from app.evaluation.redundancy.measure import Questions, questions_of, split_questions
     from app.training.samples import load_pictures
 
+    num_choosing = min(_NUM_CHOOSING, samples)
     # The last picture to choose on may have some questions more.
-    wanted = samples + 2 * _NUM_CHOOSING
+    wanted = samples + 2 * num_choosing
     if data is not None:
         questions = Questions(pictures=load_pictures(data, num_samples=wanted, seed=seed))
     elif benchmark in BENCHMARKS:
@@ -91,7 +92,7 @@ def _questions(
         raise typer.BadParameter(f"unknown benchmark {benchmark!r}; known: {known}")
     first, rest = split_questions(
         questions,
-        num_first=min(_NUM_CHOOSING, questions.num_questions // 4),
+        num_first=min(num_choosing, questions.num_questions // 4),
         num_second=samples,
     )
     if not rest.num_questions:

@@ -29,7 +29,8 @@ def layer_similarity(frozen: FrozenModel, asked: Asked, plan: Plan) -> Tensor:
         similarity.append(cosine_similarity(hidden_RD.double(), output_RD.double(), dim=-1))
         hidden_RD = output_RD
         if layer_idx < len(rows.planes):
-            hidden_RD = hidden_RD.index_add(0, rows.visual_rows, rows.planes[layer_idx])
+            visual_rows = rows.visual_rows.to(hidden_RD.device)
+            hidden_RD = hidden_RD.index_add(0, visual_rows, rows.planes[layer_idx])
     return torch.stack(similarity).cpu()
 
 

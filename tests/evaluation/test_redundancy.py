@@ -264,6 +264,7 @@ def _made_up(costs: dict[Setting, float]) -> Redundancy:
         options=OPTIONS,
         clusters=list(range(20)),
         dense=[right] * 20,
+        similarity={"all tokens": [(torch.ones(16), torch.ones(16))] * 20},
     )
     for setting, cost in costs.items():
         num_lost = round(20 * cost)

@@ -64,9 +64,7 @@ def summary_of(found: Redundancy, goals: Sequence[Goal] = ()) -> dict[str, Any]:
         "best_look": {"layer": look.layer_idx, "rows": look.rows},
         "similarity": _similarities(found),
         **curves,
-        "verdicts": [
-            verdict for goal in goals for verdict in _verdict(goal, found) if found.outcomes
-        ],
+        "verdicts": [verdict for goal in goals for verdict in _verdict(goal, found)],
     }
 
 
@@ -135,6 +133,7 @@ def _similarities(found: Redundancy) -> list[dict[str, Any]]:
 
 
 def _verdict(goal: Goal, found: Redundancy) -> list[dict[str, Any]]:
+    """One, or none where the point was not measured or not graded."""
     outcomes = found.outcomes.get(goal.setting)
     costs = _costs(outcomes, found) if outcomes else []
     if not costs:

@@ -27,6 +27,8 @@ BEST_PERTURBED = "perturbed attention, best by KL"
 BEST_LOOK = "attention of the best layer"
 # FastV (K = 2) reads the second layer; here its ranking is applied before the first one.
 FASTV_LOOK = Look(layer_idx=1, rows="last")
+# Beside the numbers of the random draws: the noise has a stream of its own.
+_NOISE = 255
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,7 +149,7 @@ def perturbed_rows(
         num_skipped=0,
         noise="logits",
         scale=options.noise_scale,
-        generator=_generator(options, sample, 0),
+        generator=_generator(options, sample, _NOISE),
     )
     return [kept_V.nonzero()[:, 0] for kept_V in actions.kept_AV]
 
