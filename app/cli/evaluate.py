@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
-from app.cli import score
+from app.cli import redundancy, score
 
 
 def register(cli: typer.Typer) -> None:
     group = typer.Typer()
     group.callback(invoke_without_command=True)(evaluate)
     score.register(group)
+    redundancy.register(group)
     cli.add_typer(group, name="evaluate")
 
 

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 
-from app.demo.facts import extreme, place_phrase, region, unique_descriptions
+from app.demo.facts import (
+    extreme,
+    place_name,
+    place_phrase,
+    region,
+    unique_descriptions,
+)
 from app.demo.scenes import Scene, SceneObject
-from app.demo.wording import Phrase, Question, compose, noun_phrase, with_article
+from app.demo.wording import (
+    Attributes,
+    Mention,
+    Phrase,
+    Question,
+    compose,
+    noun_phrase,
+    with_article,
+)
 
 MIN_OFFSET = 0.08
 SIZE_MARGIN = 0.03
@@ -33,6 +48,8 @@ PICTURE = (
     "what can you see in the {image}",
 )
 SUPERLATIVES = {"largest": -1, "biggest": -1, "smallest": 1}
+SIDES = {"left": "to its left", "right": "to its right", "above": "above it", "below": "below it"}
+NOTHING = Attributes()
 
 
 def ask_describe(scene: Scene, rng: Random) -> Question | None:
@@ -49,7 +66,8 @@ def _object(scene: Scene, rng: Random) -> Question | None:
     choices = list(unique_descriptions(scene, index))
     if not choices:
         return None
-    return _describe(scene, rng, index, noun_phrase(rng, rng.choice(choices)))
+    chosen = rng.choice(choices)
+    return _describe(scene, rng, index, noun_phrase(rng, chosen), given=chosen)
 
 
 def _superlative(scene: Scene, rng: Random) -> Question | None:
@@ -60,12 +78,17 @@ def _superlative(scene: Scene, rng: Random) -> Question | None:
     return _describe(scene, rng, index, f"{word} {rng.choice(('shape', 'object', 'thing'))}")
 
 
-def _describe(scene: Scene, rng: Random, index: int, words: str) -> Question | None:
-    place = region(scene.objects[index])
-    if place is None:
+def _describe(
+    scene: Scene, rng: Random, index: int, words: str, given: Attributes = NOTHING
+) -> Question | None:
+    told = _placed(scene.objects[index])
+    if told is None:
         return None
-    answer = f"{say_object(scene.objects[index])} {place_phrase(place)}"
-    return compose(rng, "describe", OBJECT, _answers(answer), {"np": Phrase(words, (index,))})
+    answer, mention = told
+    named = frozenset(name for name, value in vars(given).items() if value is not None)
+    slots = {"np": Phrase(words, (index,))}
+    described = (replace(mention, given=named),)
+    return compose(rng, "describe", OBJECT, _answers(answer), slots, described)
 
 
 def _neighbour(scene: Scene, rng: Random) -> Question | None:
@@ -78,13 +101,12 @@ def _neighbour(scene: Scene, rng: Random) -> Question | None:
     dx, dy = there.x - here.x, there.y - here.y
     if abs(abs(dx) - abs(dy)) < MIN_OFFSET:
         return None
-    if abs(dx) > abs(dy):
-        place = "to its left" if dx < 0 else "to its right"
-    else:
-        place = "above it" if dy < 0 else "below it"
+    across, along = ("left" if dx < 0 else "right"), ("above" if dy < 0 else "below")
+    side = across if abs(dx) > abs(dy) else along
     slot = Phrase(noun_phrase(rng, rng.choice(choices)), (index, near))
-    answer = f"{say_object(there)} {place}"
-    return compose(rng, "describe", NEIGHBOUR, _answers(answer), {"np": slot})
+    answer = f"{say_object(there)} {SIDES[side]}"
+    described = (_mention(there, relation=side),)
+    return compose(rng, "describe", NEIGHBOUR, _answers(answer), {"np": slot}, described)
 
 
 def _nearest(scene: Scene, index: int) -> int | None:
@@ -99,48 +121,62 @@ def _nearest(scene: Scene, index: int) -> int | None:
 
 
 def _picture(scene: Scene, rng: Random) -> Question | None:
-    answer = _summary(scene)
-    if answer is None:
+    told = _summary(scene)
+    if told is None:
         return None
-    everything = tuple(range(len(scene.objects)))
-    question = compose(rng, "describe", PICTURE, _answers(answer), {})
-    return Question(
-        type=question.type,
-        text=question.text,
-        answers=question.answers,
-        objects=everything,
-        phrases=(),
-    )
+    answer, described = told
+    question = compose(rng, "describe", PICTURE, _answers(answer), {}, described)
+    return replace(question, objects=tuple(range(len(scene.objects))))
 
 
-def _summary(scene: Scene) -> str | None:
+def _summary(scene: Scene) -> tuple[str, tuple[Mention, ...]] | None:
     objects = scene.objects
     if len(objects) == 1:
-        place = region(objects[0])
-        return None if place is None else f"{say_object(objects[0])} {place_phrase(place)}"
+        told = _placed(objects[0])
+        return None if told is None else (told[0], (told[1],))
     if len(objects) == 2:
         return _pair(objects[0], objects[1])
     if len(objects) == 3:
         ordered = sorted(objects, key=lambda item: item.x)
         if min(b.x - a.x for a, b in pairwise(ordered)) < MIN_OFFSET / 2:
             return None
-        return ", ".join(say_object(item) for item in ordered)
+        answer = ", ".join(say_object(item) for item in ordered)
+        return answer, tuple(_mention(item) for item in ordered)
     index = extreme([-item.size_ratio for item in objects], SIZE_MARGIN)
     if index is None:
         return None
     largest = objects[index]
-    return f"several shapes, the largest is {with_article(f'{largest.colour} {largest.shape}')}"
+    answer = f"several shapes, the largest is {with_article(f'{largest.colour} {largest.shape}')}"
+    singled_out = Mention(colour=largest.colour, shape=largest.shape, role="largest")
+    return answer, (Mention(number="several"), singled_out)
 
 
-def _pair(a: SceneObject, b: SceneObject) -> str | None:
+def _placed(item: SceneObject) -> tuple[str, Mention] | None:
+    place = region(item)
+    if place is None:
+        return None
+    return f"{say_object(item)} {place_phrase(place)}", _mention(item, place=place_name(place))
+
+
+def _pair(a: SceneObject, b: SceneObject) -> tuple[str, tuple[Mention, ...]] | None:
     dx, dy = b.x - a.x, b.y - a.y
     if abs(abs(dx) - abs(dy)) < MIN_OFFSET:
         return None
     if abs(dx) > abs(dy):
-        left, right = (a, b) if dx > 0 else (b, a)
-        return f"{say_object(left)} to the left of {say_object(right)}"
-    upper, lower = (a, b) if dy > 0 else (b, a)
-    return f"{say_object(upper)} above {say_object(lower)}"
+        first, second = (a, b) if dx > 0 else (b, a)
+        answer, side = f"{say_object(first)} to the left of {say_object(second)}", "left"
+    else:
+        first, second = (a, b) if dy > 0 else (b, a)
+        answer, side = f"{say_object(first)} above {say_object(second)}", "above"
+    return answer, (_mention(first, relation=side), _mention(second))
+
+
+def _mention(
+    item: SceneObject, *, place: str | None = None, relation: str | None = None
+) -> Mention:
+    return Mention(
+        size=item.size, colour=item.colour, shape=item.shape, place=place, relation=relation
+    )
 
 
 def _answers(answer: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,11 +14,31 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
-from app.demo.held_out import Exam, Score, draw_exams, score
-from app.demo.questions import is_correct
+from app.demo.held_out import Exam, Score, draw_exams, draw_questions, score
+from app.demo.question_only import QuestionOnly, learn_question_only
+from app.demo.questions import Question, is_correct, score_answer
 
 WEIGHTS = Path(__file__).parent / "weights"
 MAX_NEW_TOKENS = 24
+# What a type must gain over the wording alone before it counts as seen in the picture.
+MIN_MARGIN = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A score beside what the same questions give without the picture, graded alike."""
+
+    score: Score
+    question_only: float
+
+    @property
+    def margin(self) -> float:
+        return self.score.accuracy - self.question_only
+
+    @property
+    def is_too_near(self) -> bool:
+        """Less than `MIN_MARGIN` above question-only although there is room for it."""
+        return self.margin < MIN_MARGIN <= 1 - self.question_only
 
 
 class Answerer:
@@ -49,34 +70,91 @@ class Answerer:
         return prompt
 
 
-def evaluate_weights(folder: Path, exams: Sequence[Exam], *, batch_size: int) -> list[Score]:
-    """Accuracy overall and by type; answers of like length share a batch, which saves steps."""
+def evaluate_weights(
+    folder: Path, exams: Sequence[Exam], blind: QuestionOnly, *, batch_size: int
+) -> list[Row]:
+    """Overall and by type; answers of like length share a batch, which saves steps."""
     answerer = Answerer(folder)
     pairs = [(picture, q) for picture, exam in enumerate(exams) for q in exam.questions]
     pairs.sort(key=lambda pair: len(pair[1].answers[0]))
     images = [Image.fromarray(exam.image) for exam in exams]
-    right: list[bool] = []
+    answers: list[str] = []
     for start in tqdm(range(0, len(pairs), batch_size), desc="evaluation"):
         batch = pairs[start : start + batch_size]
-        answers = answerer.answer([images[p] for p, _ in batch], [q.text for _, q in batch])
-        right += [is_correct(text, q) for text, (_, q) in zip(answers, batch, strict=True)]
-    return score([q for _, q in pairs], [picture for picture, _ in pairs], right)
+        answers += answerer.answer([images[p] for p, _ in batch], [q.text for _, q in batch])
+    return rows_of([q for _, q in pairs], [p for p, _ in pairs], answers, blind)
 
 
-def format_scores(scores: Sequence[Score]) -> str:
-    """A Markdown table."""
-    lines = ["| type | accuracy | standard error | n |", "|---|---|---|---|"]
-    lines += [
-        f"| {s.name} | {s.accuracy:.3f} | {s.standard_error:.3f} | {s.num_questions} |"
-        for s in scores
+def rows_of(
+    questions: Sequence[Question],
+    pictures: Sequence[int],
+    answers: Sequence[str],
+    blind: QuestionOnly,
+) -> list[Row]:
+    """Overall and by type, and descriptions once more by exact match."""
+    blind_answers = [blind.answer(question) for question in questions]
+    mine, theirs = (
+        score(questions, pictures, list(map(score_answer, given, questions)))
+        for given in (answers, blind_answers)
+    )
+    rows = [
+        Row(score=score, question_only=other.accuracy)
+        for score, other in zip(mine, theirs, strict=True)
     ]
-    return "\n".join(lines)
+    return [*rows, *_exact_descriptions(questions, pictures, answers, blind_answers)]
+
+
+def format_rows(rows: Sequence[Row]) -> str:
+    """A Markdown table, and what it says of the margins."""
+    lines = [
+        "| type | accuracy | standard error | question-only | margin | n |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        score, mark = row.score, " (!)" if row.is_too_near else ""
+        lines.append(
+            f"| {score.name} | {score.accuracy:.3f} | {score.standard_error:.3f} "
+            f"| {row.question_only:.3f} | {row.margin:+.3f}{mark} | {score.num_questions} |"
+        )
+    near = [row.score.name for row in rows if row.is_too_near]
+    points = round(100 * MIN_MARGIN)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Descriptions are graded by the attributes named right (F1), all else by exact match.",
+            f"At least {points} points above question-only where that leaves room: "
+            + (f"all but {', '.join(near)}" if near else "every type"),
+        ]
+    )
+
+
+def _exact_descriptions(
+    questions: Sequence[Question],
+    pictures: Sequence[int],
+    answers: Sequence[str],
+    blind_answers: Sequence[str],
+) -> list[Row]:
+    chosen = [idx for idx, question in enumerate(questions) if question.described]
+    if not chosen:
+        return []
+    mine, theirs = (
+        score(
+            [questions[idx] for idx in chosen],
+            [pictures[idx] for idx in chosen],
+            [is_correct(given[idx], questions[idx]) for idx in chosen],
+        )[1]
+        for given in (answers, blind_answers)
+    )
+    return [Row(score=replace(mine, name="describe (exact)"), question_only=theirs.accuracy)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
-    parser.add_argument("--scenes", type=int, default=300)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--scenes", type=int, default=300)
+    size.add_argument("--questions", type=int, help="instead of --scenes: so many questions")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--big-single", action="store_true", help="one large shape, plain")
     parser.add_argument("--batch-size", type=int, default=16)
@@ -84,9 +162,15 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
     torch.set_num_threads(options.threads)
-    exams = draw_exams(options.scenes, seed=options.seed, big_single=options.big_single)
-    scores = evaluate_weights(options.weights, exams, batch_size=options.batch_size)
-    sys.stdout.write(format_scores(scores) + "\n")
+    draw, count = (
+        (draw_exams, options.scenes)
+        if options.questions is None
+        else (draw_questions, options.questions)
+    )
+    exams = draw(count, seed=options.seed, big_single=options.big_single)
+    blind = learn_question_only(big_single=options.big_single)
+    rows = evaluate_weights(options.weights, exams, blind, batch_size=options.batch_size)
+    sys.stdout.write(format_rows(rows) + "\n")
 
 
 if __name__ == "__main__":

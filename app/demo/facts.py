@@ -79,6 +79,13 @@ def place_phrase(place: tuple[int, int]) -> str:
     return f"in the {VERTICAL[row]} {HORIZONTAL[column]} corner"
 
 
+def place_name(place: tuple[int, int]) -> str:
+    """Its one name among all wordings: "top left", "top", "left", "center"."""
+    row, column = place
+    words = [VERTICAL[row]] * (row != 1) + [HORIZONTAL[column]] * (column != 1)
+    return " ".join(words) or "center"
+
+
 def extreme(values: Sequence[float], margin: float) -> int | None:
     """Index of the smallest value if it is the smallest by a margin."""
     order = sorted(range(len(values)), key=values.__getitem__)

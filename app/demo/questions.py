@@ -8,10 +8,11 @@ from random import Random
 from app.demo.ask_attributes import ask_colour, ask_count, ask_exist, ask_shape, ask_size
 from app.demo.ask_descriptions import ask_describe
 from app.demo.ask_relations import ask_compare, ask_corner, ask_position, ask_where
+from app.demo.mentions import named_right
 from app.demo.scenes import Scene
 from app.demo.wording import NUMBER_WORDS, NounPhrase, Question
 
-__all__ = ["TYPES", "NounPhrase", "Question", "ask_questions", "is_correct"]
+__all__ = ["TYPES", "NounPhrase", "Question", "ask_questions", "is_correct", "score_answer"]
 
 ASKERS: dict[str, Callable[[Scene, Random], Question | None]] = {
     "exist": ask_exist,
@@ -49,6 +50,13 @@ def ask_questions(
 def is_correct(answer: str, question: Question) -> bool:
     """Exact match up to case, outer whitespace, a final period, gray/grey and number words."""
     return _normal(answer) in {_normal(accepted) for accepted in question.answers}
+
+
+def score_answer(answer: str, question: Question) -> float:
+    """From 0 to 1: of a description the attributes named right, else 1 for an exact match."""
+    if question.described:
+        return named_right(answer, question.described)
+    return float(is_correct(answer, question))
 
 
 def _normal(answer: str) -> str:

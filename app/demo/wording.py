@@ -28,7 +28,8 @@ class NounPhrase:
 class Question:
     """One question about one scene; the first of the accepted answers is the one trained on.
 
-    `objects` are the indexes of the scene objects that the answer depends on.
+    `objects` are the indexes of the scene objects that the answer depends on; `described` is what
+    a whole description names, empty where a word or two is the answer.
     """
 
     type: str
@@ -36,6 +37,7 @@ class Question:
     answers: tuple[str, ...]
     objects: tuple[int, ...]
     phrases: tuple[NounPhrase, ...]
+    described: tuple[Mention, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,35 @@ class Attributes:
     size: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mention:
+    """One object as a description names it; None is not named.
+
+    Attributes:
+        number: "several", of a group that is spoken of as one.
+        place: third of the picture, "top left" or "center".
+        relation: the side of its neighbour on which it lies: left, right, above or below.
+        role: "largest" or "smallest", of an object that is singled out; worth nothing by itself.
+        given: attributes that the question tells already, so that repeating them earns nothing.
+    """
+
+    number: str | None = None
+    size: str | None = None
+    colour: str | None = None
+    shape: str | None = None
+    place: str | None = None
+    relation: str | None = None
+    role: str | None = None
+    given: frozenset[str] = frozenset()
+
+
 def compose(
     rng: Random,
     type_name: str,
     templates: Sequence[str],
     answers: tuple[str, ...],
     slots: Mapping[str, Phrase | str],
+    described: tuple[Mention, ...] = (),
 ) -> Question:
     """Fill a random template; {colour} and the like in it come in British or American spelling."""
     template = rng.choice(templates)
@@ -85,6 +110,7 @@ def compose(
         answers=answers,
         objects=tuple(about),
         phrases=tuple(phrases),
+        described=described,
     )
 
 

@@ -1,7 +1,7 @@
 """Measures a frozen model with its router on unlabelled samples: what a plan of each size harms.
 
-Shapes: R rows of a prompt, P position axes, D width, V visual tokens, S samples; a grid G has one
-row per count of skipped layers and one column per share of kept tokens.
+Shapes: L layers, S samples; a grid G has one row per count of skipped layers and one column per
+share of kept tokens.
 """
 
 from __future__ import annotations
@@ -10,18 +10,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 
-from app.engine.attention.sdpa import attend
-from app.engine.rows import prompt_rows
 from app.pruning.base import Context
 from app.pruning.par import Par
 from app.router.model import MetaRouter
 from app.router.store import Calibration, Loyalty
 from app.training.bank import PictureBank
 from app.training.isotonic import isotonic_grid
-from app.training.measure import Asked, FrozenModel, make_plan
+from app.training.similarity import block_influence
 from app.training.trials import plan_by, view_of
 
 TOKEN_RATIOS = (0.01, 0.03, 0.06, 0.09, 0.12, 0.16, 0.2, 0.25, 0.31, 0.4, 0.5, 0.65, 0.8, 0.9, 1.0)
@@ -107,28 +104,3 @@ def monotone(kl_G: Tensor) -> Tensor:
     Sampling noise would otherwise make the allocator leave part of a budget unspent.
     """
     return kl_G.cummin(dim=1).values.cummax(dim=0).values
-
-
-@torch.inference_mode()
-def block_influence(frozen: FrozenModel, asked: Asked) -> Tensor:
-    """1 - cosine(input, output) per layer, mean over the prompt's rows (ShortGPT, section 3.2)."""
-    adapter = frozen.adapter
-    dense = make_plan(num_layers=frozen.num_layers, num_visual=len(asked.visual_VD))
-    rows = prompt_rows(adapter, asked.prompt, asked.positions, asked.visual, dense)
-    hidden_RD = rows.hidden_SD
-    rotation = adapter.rotate(hidden_RD, rows.positions_PS)
-    influence = []
-    for layer_idx in range(frozen.num_layers):
-        output_RD = adapter.layer(layer_idx, hidden_RD, rotation, _attend)
-        similarity_R = cosine_similarity(hidden_RD.double(), output_RD.double(), dim=-1)
-        influence.append(1 - similarity_R.mean())
-        hidden_RD = output_RD
-        if layer_idx < len(rows.planes):
-            hidden_RD = hidden_RD.index_add(0, rows.visual_rows, rows.planes[layer_idx])
-    return torch.stack(influence).cpu()
-
-
-def _attend(_: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    query_BHSE, key_BKSE, value_BKSE = (each.transpose(0, 1)[None] for each in (query, key, value))
-    output_BHSE = attend(query_BHSE, key_BKSE, value_BKSE, scaling)
-    return output_BHSE[0].transpose(0, 1).flatten(1)

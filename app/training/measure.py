@@ -131,23 +131,16 @@ class FrozenModel:
     ) -> list[DenseAnswer]:
         """Greedy answers of the unpruned model, decoded together."""
         probes = tuple(Probe(layer_idx=idx, rows="text") for idx in sorted(set(probed_layers)))
-        segments = [self._segment(one, self._dense(one), probes=probes) for one in asked]
-        answers = [
-            DenseAnswer(asked=one, attention=segment.attention)
-            for one, segment in zip(asked, segments, strict=True)
+        return self._greedy([(one, self._dense(one)) for one in asked], probes)
+
+    @torch.inference_mode()
+    def decode(self, trials: Sequence[tuple[DenseAnswer, Plan]]) -> list[list[int]]:
+        """The token ids of greedy answers under the plans; only the question of each is used."""
+        return [
+            found.token_ids
+            for chunk in _packs(trials)
+            for found in self._greedy([(answer.asked, plan) for answer, plan in chunk])
         ]
-        running = list(zip(answers, segments, strict=True))
-        while running:
-            hidden_BD = self._loop.forward([segment for _, segment in running])
-            log_probs_BN = self.adapter.logits(hidden_BD).log_softmax(-1)
-            going = []
-            for (answer, segment), log_probs_N in zip(running, log_probs_BN, strict=True):
-                answer.steps.append(log_probs_N)
-                answer.token_ids.append(int(log_probs_N.argmax()))
-                if not self._has_ended(answer):
-                    going.append((answer, self._next_segment(answer, segment)))
-            running = going
-        return answers
 
     @torch.inference_mode()
     def compare(self, trials: Sequence[tuple[DenseAnswer, Plan]]) -> list[Harm]:
@@ -166,6 +159,27 @@ class FrozenModel:
                 for (answer, _), pruned_TN in zip(chunk, pieces, strict=True)
             ]
         return harms
+
+    def _greedy(
+        self, asked: Sequence[tuple[Asked, Plan]], probes: tuple[Probe, ...] = ()
+    ) -> list[DenseAnswer]:
+        segments = [self._segment(one, plan, probes=probes) for one, plan in asked]
+        answers = [
+            DenseAnswer(asked=one, attention=segment.attention)
+            for (one, _), segment in zip(asked, segments, strict=True)
+        ]
+        running = list(zip(answers, segments, strict=True))
+        while running:
+            hidden_BD = self._loop.forward([segment for _, segment in running])
+            log_probs_BN = self.adapter.logits(hidden_BD).log_softmax(-1)
+            going = []
+            for (answer, segment), log_probs_N in zip(running, log_probs_BN, strict=True):
+                answer.steps.append(log_probs_N)
+                answer.token_ids.append(int(log_probs_N.argmax()))
+                if not self._has_ended(answer):
+                    going.append((answer, self._next_segment(answer, segment)))
+            running = going
+        return answers
 
     def _dense(self, asked: Asked) -> Plan:
         return make_plan(num_layers=self.num_layers, num_visual=len(asked.visual_VD))

@@ -19,6 +19,7 @@ from app.cli.main import cli
         ["chat"],
         ["plan"],
         ["evaluate"],
+        ["evaluate", "redundancy"],
         ["doctor"],
         ["bench"],
         ["bench", "engine"],

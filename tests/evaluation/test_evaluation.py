@@ -11,6 +11,7 @@ import pytest
 from app.engine.fake import FakeRunner
 from app.evaluation.base import Item
 from app.evaluation.benchmarks import BENCHMARKS
+from app.evaluation.benchmarks.demo import DemoItem
 from app.evaluation.report import cells_of, standard_error, table_of
 from app.evaluation.runner import Setting, evaluate, settings_of
 from tests.tiny import noise_image
@@ -89,4 +90,20 @@ def test_the_demo_benchmark_repeats_itself_and_grades_its_own_answers() -> None:
     assert len(first) == 30
     for item in first:
         assert not item.grade("")
-        assert not item.grade("a purple elephant")
+        assert not item.grade("an elephant")
+
+
+def test_the_demo_benchmark_grades_descriptions_by_attribute_and_sums_them_up_exactly() -> None:
+    benchmark = BENCHMARKS["demo"](None)
+    items = [item for item in benchmark.items(limit=60, seed=3) if item.type == "describe"]
+    right = [item.source.answers[0] for item in items if isinstance(item, DemoItem)]
+    halves = [" ".join(answer.split()[:3]) for answer in right]
+    assert len(right) == len(items) > 2
+    assert [item.grade(answer) for item, answer in zip(items, right, strict=True)] == [1] * len(
+        items
+    )
+    partly = [item.grade(answer) for item, answer in zip(items, halves, strict=True)]
+    assert all(0 <= grade < 1 for grade in partly)
+    assert any(partly)
+    assert benchmark.summary(items, right) == {"describe (exact)": 1}
+    assert benchmark.summary(items, halves) == {"describe (exact)": 0}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -16,8 +18,9 @@ from app.pruning.pool import Pool
 from app.pruning.resize import Resize
 from app.pruning.visionzip import VisionZip
 from app.training.bank import PictureBank
-from app.training.calibrate import block_influence, monotone, skip_counts
+from app.training.calibrate import monotone, skip_counts
 from app.training.measure import Asked, DenseAnswer, FrozenModel, make_plan
+from app.training.similarity import block_influence, layer_similarity
 from app.training.trials import plan_by, view_of
 from tests.tiny import NUM_VISUAL, reference_model
 from tests.training.conftest import NUM_LAYERS
@@ -48,6 +51,18 @@ def reference_hidden(
     with torch.no_grad():
         output = decoder(inputs_embeds=rows[None], output_hidden_states=True)
         return reference.lm_head(output.last_hidden_state)[0], output.hidden_states
+
+
+def said(answer: DenseAnswer, token_ids: list[int]) -> DenseAnswer:
+    """As if the model had been sure of these ids: a plan agrees if it chooses each after the last.
+
+    So a greedy answer is checked by one pass that is told it.
+    """
+    steps = [
+        torch.full_like(answer.steps[0], -50.0).index_fill_(0, torch.tensor([idx]), 0.0)
+        for idx in token_ids
+    ]
+    return replace(answer, token_ids=token_ids, steps=steps)
 
 
 def test_the_dense_plan_harms_nothing(frozen: FrozenModel, answers: list[DenseAnswer]) -> None:
@@ -150,6 +165,58 @@ def test_block_influence_is_that_of_transformers_hidden_states(
     for layer_idx in range(NUM_LAYERS - 1):
         cosine = torch.cosine_similarity(states[layer_idx][0], states[layer_idx + 1][0], dim=-1)
         assert influence_L[layer_idx] == pytest.approx(1 - cosine.mean().item(), abs=1e-4)
+
+
+def test_similarity_under_dropped_tokens_is_that_of_the_rows_that_stay(
+    frozen: FrozenModel, reference: LlavaForConditionalGeneration, asked: list[Asked]
+) -> None:
+    one = asked[0]
+    kept = [2, 3, 40]
+    plan = make_plan(num_layers=NUM_LAYERS, num_visual=NUM_VISUAL, kept=kept)
+    similarity_LR = layer_similarity(frozen, one, plan)
+    rows = [
+        row
+        for row in range(len(one.prompt.token_ids))
+        if row not in one.prompt.visual_rows or one.prompt.visual_rows.index(row) in kept
+    ]
+    decoder = reference.model.language_model
+    inputs = decoder.embed_tokens(torch.tensor(one.prompt.token_ids))
+    inputs[list(one.prompt.visual_rows)] = one.visual_VD
+    with torch.no_grad():
+        states = decoder(
+            inputs_embeds=inputs[None, rows],
+            position_ids=torch.tensor([rows]),
+            output_hidden_states=True,
+        ).hidden_states
+    for layer_idx in range(NUM_LAYERS - 1):
+        cosine_R = torch.cosine_similarity(states[layer_idx][0], states[layer_idx + 1][0], dim=-1)
+        assert_close(similarity_LR[layer_idx].float(), cosine_R, atol=1e-4, rtol=0)
+
+
+def test_decoding_under_the_dense_plan_gives_the_dense_answer(
+    frozen: FrozenModel, answers: list[DenseAnswer]
+) -> None:
+    dense = make_plan(num_layers=NUM_LAYERS, num_visual=NUM_VISUAL)
+    found = frozen.decode([(answer, dense) for answer in answers])
+    assert found == [answer.token_ids for answer in answers]
+
+
+def test_decoding_under_a_plan_follows_its_own_words(
+    frozen: FrozenModel, answers: list[DenseAnswer]
+) -> None:
+    plans = [
+        make_plan(num_layers=NUM_LAYERS, num_visual=NUM_VISUAL, kept=[1, 5, 9], skipped=[2]),
+        make_plan(num_layers=NUM_LAYERS, num_visual=NUM_VISUAL, kept=[0, 3], layer_idx=1),
+    ]
+    trials = [(answer, plan) for answer in answers for plan in plans]
+    found = frozen.decode(trials)
+    assert found == [frozen.decode([trial])[0] for trial in trials]
+    agree = [ids == answer.token_ids for ids, (answer, _) in zip(found, trials, strict=True)]
+    assert agree == [harm.agrees for harm in frozen.compare(trials)]
+    assert not all(agree)
+    for ids, (answer, plan) in zip(found, trials, strict=True):
+        (harm,) = frozen.compare([(said(answer, ids), plan)])
+        assert harm.agrees
 
 
 def test_more_tokens_are_never_worse_and_more_skips_never_better() -> None:

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from app.core import ImageInput
 from app.demo.held_out import Exam, draw_exams
-from app.demo.questions import Question, is_correct
+from app.demo.questions import Question, is_correct, score_answer
 from app.errors import InvalidField
 from app.evaluation.base import Item
 
 _QUESTIONS_PER_SCENE = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoItem(Item):
+    """An item that knows the question it was made of."""
+
+    source: Question
 
 
 class DemoBenchmark:
@@ -27,7 +36,13 @@ class DemoBenchmark:
             raise InvalidField("the demo benchmark draws its own questions", param="data")
 
     def summary(self, items: Sequence[Item], answers: Sequence[str]) -> dict[str, Any]:
-        return {}
+        """Descriptions by exact match; their grades are shares of the attributes named right."""
+        exact = [
+            is_correct(answer, item.source)
+            for item, answer in zip(items, answers, strict=True)
+            if isinstance(item, DemoItem) and item.source.described
+        ]
+        return {"describe (exact)": fmean(exact)} if exact else {}
 
     def items(self, *, limit: int, seed: int) -> Sequence[Item]:
         num_scenes = limit // (_QUESTIONS_PER_SCENE // 2) + 1
@@ -40,13 +55,14 @@ class DemoBenchmark:
         return items[:limit]
 
 
-def _item(exam: Exam, question: Question, cluster: int) -> Item:
-    return Item(
+def _item(exam: Exam, question: Question, cluster: int) -> DemoItem:
+    return DemoItem(
         image=picture(exam),
         question=question.text,
         type=question.type,
         cluster=cluster,
         grade=partial(_grade, question),
+        source=question,
     )
 
 
@@ -58,4 +74,4 @@ def picture(exam: Exam) -> ImageInput:
 
 
 def _grade(question: Question, answer: str) -> float:
-    return float(is_correct(answer, question))
+    return score_answer(answer, question)
