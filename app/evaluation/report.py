@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -82,7 +83,7 @@ def write_report(report: Report, folder: Path) -> None:
 
 def report_text(report: Report, plots: Sequence[str] = ()) -> str:
     """Markdown: every table with the line that says where it comes from."""
-    source = _source(report)
+    source = _source(report) if report.cells else ""
     parts = [f"# Quality at a price: {report.run['model']} on {report.run['benchmark']}", _HOW]
     parts += [f"![{name}]({name})" for name in plots]
     for title, text in _sections(report):
@@ -93,7 +94,7 @@ def report_text(report: Report, plots: Sequence[str] = ()) -> str:
 def _sections(report: Report) -> Iterator[tuple[str, str]]:
     pruned = [cell for cell in report.cells if cell is not report.dense]
     for budget in report.budgets:
-        yield f"Strategies at {budget}", tables.main_table(report.at(budget))
+        yield f"Strategies at budget {budget}", tables.main_table(report.at(budget))
     if any(cell["level"] in tables.LEVELS for cell in pruned):
         yield "Tokens only, layers only, both", tables.level_table(pruned)
     routed = [cell for cell in pruned if cell.get("base") not in (None, cell["strategy"])]
@@ -107,7 +108,7 @@ def _sections(report: Report) -> Iterator[tuple[str, str]]:
     if subject is not None:
         yield f"{subject} beside each", tables.duel_table(pruned, subject=subject)
     for budget in report.budgets:
-        yield f"By type of question at {budget}", tables.type_table(report.at(budget))
+        yield f"By type of question at budget {budget}", tables.type_table(report.at(budget))
     searched = [cell for cell in pruned if cell["choice"]]
     if searched:
         yield "What the searches took", tables.choice_table(searched)
@@ -124,23 +125,24 @@ def _subject(pruned: Sequence[Cell]) -> str | None:
 
 def _source(report: Report) -> str:
     run, environment = report.run, report.environment
-    counts: dict[int, list[str]] = {}
-    for cell in report.cells:
-        names = counts.setdefault(cell["n"], [])
-        if cell["strategy"] not in names:
-            names.append(cell["strategy"])
-    ordered = sorted(counts.items(), key=lambda pair: -len(pair[1]))
-    sizes = [f"{ordered[0][0]:,}"] if ordered else []
-    sizes += [f"{count:,} ({', '.join(names)})" for count, names in ordered[1:]]
     routers = ", ".join(f"`{name}`" for name in run["routers"]) or "none"
-    machine = f"{environment.get('cpu')}, {environment.get('cores')} cores, " + (
-        f"{environment.get('threads')} threads"
+    machine = ", ".join(
+        f"{environment.get(name)}{unit}"
+        for name, unit in (("cpu", ""), ("cores", " cores"), ("threads", " threads used"))
     )
     return (
         f"*`{environment.get('command')}`; {run['benchmark']}, seed {run['seed']}, "
-        f"n = {'; '.join(sizes)}; model {run['model']} `{run['fingerprint']}`; router {routers}; "
+        f"n = {_sizes(report.cells)}; model {run['model']} `{run['fingerprint']}`; router {routers}; "
         f"{environment.get('gpu') or machine}; commit {environment.get('commit')}*"
     )
+
+
+def _sizes(cells: Sequence[Cell]) -> str:
+    """`1,000 (par 4,000)`: what most cells have, then the others by name."""
+    usual = Counter(cell["n"] for cell in cells).most_common(1)[0][0]
+    others = {cell["strategy"]: f"{cell['n']:,}" for cell in cells if cell["n"] != usual}
+    named = ", ".join(f"{name} {count}" for name, count in others.items())
+    return f"{usual:,} ({named})" if named else f"{usual:,}"
 
 
 def _plot(report: Report, folder: Path) -> list[str]:
