@@ -53,7 +53,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print cells as JSON.")]
 
 
 def register(cli: typer.Typer) -> None:
-    """Subcommands register with the group: `allrounder evaluate NAME`."""
+    """A subcommand, `allrounder evaluate NAME`, registers with the group here."""
     group = typer.Typer(help="Run a benchmark over a grid of strategies and budgets.")
     group.callback(invoke_without_command=True)(evaluate)
     cli.add_typer(group, name="evaluate")

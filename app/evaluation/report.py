@@ -132,7 +132,8 @@ def _source(report: Report) -> str:
     )
     return (
         f"*`{environment.get('command')}`; {run['benchmark']}, seed {run['seed']}, "
-        f"n = {_sizes(report.cells)}; model {run['model']} `{run['fingerprint']}`; router {routers}; "
+        f"n = {_sizes(report.cells)}; model {run['model']} `{run['fingerprint']}`; "
+        f"router {routers}; "
         f"{environment.get('gpu') or machine}; commit {environment.get('commit')}*"
     )
 
