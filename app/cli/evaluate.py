@@ -48,7 +48,7 @@ Output = Annotated[
     typer.Option(help="Folder for finished cells, report and plots; the same one resumes."),
 ]
 Short = Annotated[bool, typer.Option("--short", help="The grid of `make evaluate`.")]
-Full = Annotated[bool, typer.Option("--full", help="Every strategy, in an hour or so.")]
+Full = Annotated[bool, typer.Option("--full", help="The grid of the full report.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print cells as JSON.")]
 
 

@@ -25,9 +25,9 @@ def plot_accuracy(
     curves = _curves(cells, over)
     if not curves:
         return False
-    style = {"svg.hashsalt": "allrounder", "svg.fonttype": "none", "font.size": 9}
     with mpl.rc_context():
-        mpl.rcParams.update(style)
+        mpl.rcParams["svg.hashsalt"] = "allrounder"
+        mpl.rcParams["svg.fonttype"] = "none"
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         axes = figure.subplots()
         for idx, (name, points) in enumerate(curves.items()):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
@@ -15,6 +14,7 @@ from app.evaluation.grid import Setting, parse_asked, parse_contender, settings_
 from app.evaluation.paper_flops import par_paper_ratio
 from app.evaluation.trials import DenseAnswers, Trial, run_setting
 from app.models.loading import load_adapter
+from app.models.transformers import TransformersAdapter
 from app.training.measure import FrozenModel
 from tests.evaluation.made_up import MadeUp
 from tests.tiny import chat_request, tiny_llava_folder
@@ -23,9 +23,14 @@ NUM_ITEMS = 5
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> ModelRunner:
-    folder: Path = tiny_llava_folder(tmp_path_factory.mktemp("models") / "tiny")
-    return ModelRunner(load_adapter(str(folder), device="cpu"))
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> TransformersAdapter:
+    folder = tiny_llava_folder(tmp_path_factory.mktemp("models") / "tiny")
+    return load_adapter(str(folder), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def runner(adapter: TransformersAdapter) -> ModelRunner:
+    return ModelRunner(adapter)
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +63,10 @@ def test_dense_plans_do_no_harm(runner, items) -> None:
         assert trial.kl_nats == pytest.approx([0] * NUM_ITEMS, abs=1e-6)
 
 
-def test_harm_is_what_the_trainers_measure_says_of_the_same_plan(runner, items) -> None:
+def test_harm_is_what_the_trainers_measure_says_of_the_same_plan(adapter, runner, items) -> None:
     setting = _setting("random", "0.5")
     trial = run_setting(runner, items, setting, reference=DenseAnswers(runner, items))
-    frozen = FrozenModel(runner._adapter)
+    frozen = FrozenModel(adapter)
     asked = [frozen.ask(i.image, frozen.encode(i.image), i.question) for i in items]
     plans = [_served_plan(runner, item, setting) for item in items]
     harms = frozen.compare(list(zip(frozen.answer(asked), plans, strict=True)))
