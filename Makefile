@@ -35,7 +35,7 @@ bench: $(INSTALLED)
 	$(BIN)/allrounder bench engine $(ARGS)
 
 evaluate: $(INSTALLED)
-	$(BIN)/allrounder evaluate $(ARGS)
+	$(BIN)/allrounder evaluate --short $(ARGS)
 
 serve: $(INSTALLED)
 	$(BIN)/allrounder serve $(if $(PORT),--port $(PORT)) $(ARGS)

@@ -108,7 +108,7 @@ LLAVA_1_5_7B = ModelGeometry(
     vocab_size=32064,
     max_positions=4096,
 )
-_PAPER_OTHER_ROWS = 465
+PAPER_OTHER_ROWS = 465
 _PAPER_WHOLE_LAYERS = 1
 
 
@@ -118,7 +118,7 @@ def par_paper(
     *,
     geometry: ModelGeometry = LLAVA_1_5_7B,
     num_visual: int = 576,
-    num_other: int = _PAPER_OTHER_ROWS,
+    num_other: int = PAPER_OTHER_ROWS,
 ) -> PaperCost:
     """What PAR (Table 1) would print for `tokens` visual tokens kept and `layers` layers run.
 
@@ -126,14 +126,14 @@ def par_paper(
     two matrices, tokens gone after the first layer, and 465 other rows, prompt and answer together.
     """
     whole = num_other + num_visual
-    dense = geometry.num_layers * _paper_layer_flops(geometry, whole)
-    spent = _PAPER_WHOLE_LAYERS * _paper_layer_flops(geometry, whole)
-    spent += (layers - _PAPER_WHOLE_LAYERS) * _paper_layer_flops(geometry, num_other + tokens)
+    dense = geometry.num_layers * paper_layer_flops(geometry, whole)
+    spent = _PAPER_WHOLE_LAYERS * paper_layer_flops(geometry, whole)
+    spent += (layers - _PAPER_WHOLE_LAYERS) * paper_layer_flops(geometry, num_other + tokens)
     return PaperCost(teraflops=spent / 1e12, ratio=spent / dense)
 
 
-def _paper_layer_flops(geometry: ModelGeometry, num_rows: int) -> int:
-    """Twice FastV's count of multiply-adds."""
+def paper_layer_flops(geometry: ModelGeometry, num_rows: int) -> int:
+    """One layer in PAR's accounting: twice FastV's count of multiply-adds, an MLP of two matrices."""
     width = geometry.width
     matrices = 4 * num_rows * width**2 + 2 * num_rows * width * geometry.mlp_width
     return 2 * (matrices + 2 * num_rows**2 * width)

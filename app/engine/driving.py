@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from app.core import ChatRequest, ChatResult
@@ -36,17 +36,24 @@ class Drive:
 
 
 def drive(
-    runner: Runner, requests: Sequence[ChatRequest], *, max_step_rows: int = MAX_STEP_ROWS
+    runner: Runner,
+    requests: Sequence[ChatRequest],
+    *,
+    max_step_rows: int = MAX_STEP_ROWS,
+    on_begun: Callable[[Running], object] = lambda _: None,
 ) -> Drive:
     """Answer all requests, begun at once, in the steps that the scheduler composes.
 
-    Raises the typed error of the first request that fails.
+    `on_begun` sees each request before its first step. Raises the typed error of the first
+    request that fails.
     """
     started = time.perf_counter()
     prepared = [runner.prepare(request) for request in requests]
     scheduler = _scheduler(runner, prepared, max_step_rows)
     ready = time.perf_counter()
     live = {entry.request.id: entry for entry in map(_begun, runner.begin(prepared))}
+    for entry in live.values():
+        on_begun(entry)
     begun = time.perf_counter()
     results: dict[str, ChatResult] = {}
     silent, prefilled = set(live), begun

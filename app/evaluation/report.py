@@ -1,132 +1,160 @@
-"""Trials to cells (JSON) and to a Markdown table, with standard errors by picture."""
+"""A folder's `report.md`, `report.json` and plots, from cells. Knows nothing of how they came."""
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Sequence
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from app.evaluation.base import Item
-from app.evaluation.runner import DENSE, Trial
+from app.evaluation import tables
+from app.evaluation.store import write_whole
+
+logger = logging.getLogger(__name__)
+
+Cell = dict[str, Any]
+
+_PLOTS = (
+    ("flops_ratio", "accuracy-flops.svg", "prefill FLOPs, choosing included, % of dense"),
+    ("latency_ratio", "accuracy-latency.svg", "wall clock of a single request, % of dense"),
+)
+_HOW = """\
+Accuracy is the mean grade; every ± is one standard error with all questions about one picture taken
+as one draw. Differences are in points, paired over the questions that both rows answered. *Prefill
+FLOPs* are the true ones, choosing included, as a share of dense; *as PAR counts* is that paper's
+accounting (465 rows beside the visual ones, two MLP matrices, a router that costs nothing). *Same
+as dense* is the share of answers equal to the unpruned model's, *KL* is KL(dense || pruned) in nats
+per answer token, teacher-forced on the dense answer through the served path. Latency is the median
+of single requests, encoder included, all rows taking turns; its ratio is the median round by round.
+`strategy:best` has its knob chosen for each budget on other pictures than those of the test."""
 
 
-def cells_of(
-    benchmark: str, items: Sequence[Item], trials: Sequence[Trial]
-) -> list[dict[str, Any]]:
-    """One cell a trial; `loyalty` and `latency_ratio` need the dense trial among them.
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was measured, and what it was measured on.
 
-    `paired` gives, for every other strategy at the same budget, the difference in accuracy and its
-    standard error over the same items.
+    Attributes:
+        run: benchmark, seed, model, fingerprint, routers.
+        environment: machine, versions, commit, the command.
     """
-    grades = {
-        trial.setting: [
-            item.grade(result.answer) for item, result in zip(items, trial.results, strict=True)
-        ]
-        for trial in trials
-    }
-    dense = next((trial for trial in trials if trial.setting.strategy == DENSE), None)
-    clusters = [item.cluster for item in items]
-    cells = []
-    for trial in trials:
-        mine = grades[trial.setting]
-        cells.append(
-            {
-                "benchmark": benchmark,
-                "strategy": trial.setting.strategy,
-                "budget": trial.setting.budget,
-                "accuracy": _mean(mine),
-                "n": len(mine),
-                "stderr": standard_error(mine, clusters),
-                **_costs(trial, dense),
-                "loyalty": _loyalty(trial, dense),
-                "by_type": _by_type(items, mine),
-                "paired": {
-                    other.strategy: _paired(mine, theirs, clusters)
-                    for other, theirs in grades.items()
-                    if other.budget == trial.setting.budget
-                    and other.strategy != trial.setting.strategy
-                },
-            }
-        )
-    return cells
 
+    run: dict[str, Any]
+    environment: dict[str, Any]
+    cells: Sequence[Cell]
+    infeasible: Sequence[Cell] = field(default=())
 
-def standard_error(values: Sequence[float], clusters: Sequence[int]) -> float:
-    """Of the mean, taking all items of a cluster as one draw."""
-    mean = _mean(values)
-    sums: dict[int, float] = defaultdict(float)
-    for value, cluster in zip(values, clusters, strict=True):
-        sums[cluster] += value - mean
-    return math.sqrt(sum(total**2 for total in sums.values())) / len(values)
-
-
-def table_of(cells: Sequence[dict[str, Any]]) -> str:
-    """Markdown: one line a cell."""
-    lines = [
-        "| strategy | budget | accuracy | same as dense | prefill FLOPs | KV bytes | latency |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for cell in cells:
-        latency = cell["latency_ms"]
-        shown = "" if latency is None else f"{latency:.0f} ms ({_ratio(cell['latency_ratio'])})"
-        lines.append(
-            f"| {cell['strategy']} | {cell['budget']:g} "
-            f"| {100 * cell['accuracy']:.1f} ± {100 * cell['stderr']:.1f} % "
-            f"| {_percent(cell['loyalty'])} | {_percent(cell['flops_ratio'])} "
-            f"| {cell['kv_bytes'] / 1024:.0f} KiB | {shown} |"
-        )
-    return "\n".join(lines)
-
-
-def _costs(trial: Trial, dense: Trial | None) -> dict[str, Any]:
-    costs = [result.cost for result in trial.results]
-    seconds = trial.median_seconds
-    baseline = dense.median_seconds if dense else None
-    return {
-        "flops_ratio": _mean([cost.prefill_ratio for cost in costs]),
-        "total_flops_ratio": sum(c.executed for c in costs) / sum(c.dense for c in costs),
-        "kv_bytes": _mean([cost.kv_bytes for cost in costs]),
-        "kv_ratio": sum(c.kv_bytes for c in costs) / sum(c.dense_kv_bytes for c in costs),
-        "latency_ms": None if seconds is None else 1000 * seconds,
-        "latency_ratio": seconds / baseline if seconds and baseline else None,
-    }
-
-
-def _loyalty(trial: Trial, dense: Trial | None) -> float | None:
-    if dense is None:
-        return None
-    return _mean([a.answer == b.answer for a, b in zip(trial.results, dense.results, strict=True)])
-
-
-def _by_type(items: Sequence[Item], grades: Sequence[float]) -> dict[str, dict[str, float]]:
-    of_type: dict[str, list[float]] = defaultdict(list)
-    for item, grade in zip(items, grades, strict=True):
-        of_type[item.type].append(grade)
-    return {
-        name: {
-            "accuracy": _mean(found),
-            "n": len(found),
-            "stderr": math.sqrt(_mean(found) * (1 - _mean(found)) / len(found)),
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "environment": self.environment,
+            "run": self.run,
+            "cells": list(self.cells),
+            "infeasible": list(self.infeasible),
         }
-        for name, found in sorted(of_type.items())
-    }
+
+    @property
+    def dense(self) -> Cell | None:
+        return next((cell for cell in self.cells if cell["level"] == "nothing"), None)
+
+    @property
+    def budgets(self) -> list[str]:
+        """Of all cells but dense, in their order."""
+        pruned = (cell for cell in self.cells if cell is not self.dense)
+        return list(dict.fromkeys(cell["budget_label"] for cell in pruned))
+
+    def at(self, budget: str) -> list[Cell]:
+        """Dense, then the cells at this budget."""
+        dense = self.dense
+        found = [cell for cell in self.cells if cell["budget_label"] == budget]
+        return [dense, *(cell for cell in found if cell is not dense)] if dense else found
 
 
-def _paired(
-    mine: Sequence[float], theirs: Sequence[float], clusters: Sequence[int]
-) -> dict[str, float]:
-    differences = [float(a) - float(b) for a, b in zip(mine, theirs, strict=True)]
-    return {"difference": _mean(differences), "stderr": standard_error(differences, clusters)}
+def write_report(report: Report, folder: Path) -> None:
+    """Into `folder`, which is made if need be; each file whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plots = _plot(report, folder)
+    text = json.dumps(report.as_json(), indent=1, allow_nan=False)
+    write_whole(folder / "report.json", text + "\n")
+    write_whole(folder / "report.md", report_text(report, plots) + "\n")
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def report_text(report: Report, plots: Sequence[str] = ()) -> str:
+    """Markdown: every table with the line that says where it comes from."""
+    source = _source(report) if report.cells else ""
+    parts = [f"# Quality at a price: {report.run['model']} on {report.run['benchmark']}", _HOW]
+    parts += [f"![{name}]({name})" for name in plots]
+    for title, text in _sections(report):
+        parts += [f"## {title}", text, source]
+    return "\n\n".join(parts)
 
 
-def _percent(ratio: float | None) -> str:
-    return "" if ratio is None else f"{100 * ratio:.1f} %"
+def _sections(report: Report) -> Iterator[tuple[str, str]]:
+    pruned = [cell for cell in report.cells if cell is not report.dense]
+    for budget in report.budgets:
+        yield f"Strategies at budget {budget}", tables.main_table(report.at(budget))
+    if any(cell["level"] in tables.LEVELS for cell in pruned):
+        yield "Tokens only, layers only, both", tables.level_table(pruned)
+    routed = [cell for cell in pruned if cell.get("base") not in (None, cell["strategy"])]
+    if routed:
+        yield "Routers", tables.router_table(routed)
+    counted = [cell for cell in pruned if isinstance(cell["budget"], dict)] or pruned
+    if counted and report.dense:
+        rival = next((cell["strategy"] for cell in pruned if cell["strategy"] == "pdrop"), None)
+        yield "Accuracy retained", tables.headline_table(counted, rival=rival)
+    subject = _subject(pruned)
+    if subject is not None:
+        yield f"{subject} beside each", tables.duel_table(pruned, subject=subject)
+    for budget in report.budgets:
+        yield f"By type of question at budget {budget}", tables.type_table(report.at(budget))
+    searched = [cell for cell in pruned if cell["choice"]]
+    if searched:
+        yield "What the searches took", tables.choice_table(searched)
+    if report.infeasible:
+        yield "Not possible", tables.infeasible_table(report.infeasible)
 
 
-def _ratio(ratio: float | None) -> str:
-    return "" if ratio is None else f"x{ratio:.2f}"
+def _subject(pruned: Sequence[Cell]) -> str | None:
+    """The strategy that is set beside each other one: the first that reads a router."""
+    names = [cell["strategy"] for cell in pruned]
+    routed = [cell["strategy"] for cell in pruned if cell.get("router")]
+    return next(iter(routed or names), None) if len(set(names)) > 1 else None
+
+
+def _source(report: Report) -> str:
+    run, environment = report.run, report.environment
+    routers = ", ".join(f"`{name}`" for name in run["routers"]) or "none"
+    machine = ", ".join(
+        f"{environment.get(name)}{unit}"
+        for name, unit in (("cpu", ""), ("cores", " cores"), ("threads", " threads used"))
+    )
+    return (
+        f"*`{environment.get('command')}`; {run['benchmark']}, seed {run['seed']}, "
+        f"n = {_sizes(report.cells)}; model {run['model']} `{run['fingerprint']}`; "
+        f"router {routers}; "
+        f"{environment.get('gpu') or machine}; commit {environment.get('commit')}*"
+    )
+
+
+def _sizes(cells: Sequence[Cell]) -> str:
+    """`1,000 (par 4,000)`: what most cells have, then the others by name."""
+    usual = Counter(cell["n"] for cell in cells).most_common(1)[0][0]
+    others = {cell["strategy"]: f"{cell['n']:,}" for cell in cells if cell["n"] != usual}
+    named = ", ".join(f"{name} {count}" for name, count in others.items())
+    return f"{usual:,} ({named})" if named else f"{usual:,}"
+
+
+def _plot(report: Report, folder: Path) -> list[str]:
+    if find_spec("matplotlib") is None:
+        logger.warning("no plots: they need the extra `plots`")
+        return []
+    from app.evaluation.plots import plot_accuracy
+
+    dense = report.dense["accuracy"] if report.dense else None
+    return [
+        name
+        for over, name, title in _PLOTS
+        if plot_accuracy(report.cells, folder / name, over=over, title=title, dense=dense)
+    ]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
+from app.cli import evaluate
 from app.cli.main import cli
 
 
@@ -43,6 +46,11 @@ def test_every_command_has_help(command: list[str]) -> None:
         ["serve", "--port", "x"],
         ["serve", "--nonsense", "1"],
         ["evaluate", "--benchmark", "x"],
+        ["evaluate", "--strategies", "parr"],
+        ["evaluate", "--strategies", "fastv:colour=3"],
+        ["evaluate", "--budgets", "colour=3"],
+        ["evaluate", "--limits", "par"],
+        ["evaluate", "--routers", "par"],
         ["train", "router", "--model", "demo"],
         ["chat", "--image", "nowhere.png", "--question", "x"],
     ],
@@ -83,3 +91,36 @@ def test_evaluate_prints_cells_and_nothing_else() -> None:
     )
     assert cells[0]["accuracy"] == cells[1]["accuracy"]
     assert cells[2]["flops_ratio"] <= 0.5
+    assert cells[1]["kl_nats"] < 1e-5 < cells[2]["kl_nats"]
+
+
+@pytest.mark.timeout(120)
+def test_evaluate_takes_up_what_a_folder_holds(tmp_path: Path) -> None:
+    arguments = ["--strategies", "none,shortgpt", "--budgets", "0.8,tokens=5%"]
+    shown = [
+        CliRunner().invoke(
+            cli,
+            ["evaluate", *arguments, "--limit", "8", "--timed", "1", "--output", str(tmp_path)],
+        )
+        for _ in range(2)
+    ]
+    assert [result.exit_code for result in shown] == [0, 0]
+    assert shown[0].stdout == shown[1].stdout
+    assert "shortgpt | tokens=5%" in shown[0].stdout
+    assert "drops no visual tokens" in shown[0].stdout
+    assert (tmp_path / "report.md").is_file()
+    assert (tmp_path / "accuracy-flops.svg").is_file()
+
+
+def test_a_subcommand_of_evaluate_runs_alone() -> None:
+    own = typer.Typer()
+    evaluate.register(own)
+    (group,) = own.registered_groups
+    assert group.typer_instance is not None
+
+    def score() -> None:
+        typer.echo("scored")
+
+    group.typer_instance.command()(score)
+    result = CliRunner().invoke(own, ["evaluate", "score"])
+    assert (result.exit_code, result.stdout) == (0, "scored\n")

@@ -1,0 +1,93 @@
+"""A benchmark of made-up questions, and runners without a model that answer them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from app.core import ChatRequest
+from app.engine.base import Runner
+from app.engine.fake import FakePrepared, FakeRunner
+from app.evaluation.base import Item
+from app.evaluation.command import Job, Wishes
+from app.evaluation.report import Report
+from app.evaluation.run import Options
+from app.evaluation.store import Store
+from app.evaluation.subjects import Subject
+from tests.tiny import noise_image
+
+ENVIRONMENT = {
+    "command": "allrounder evaluate",
+    "cpu": "A processor",
+    "cores": 2,
+    "threads": 1,
+    "gpu": None,
+    "commit": "0123456789ab",
+}
+
+
+class MadeUp:
+    """Two questions a picture; a runner that echoes is right in every other one."""
+
+    name = "made-up"
+
+    def items(self, *, limit: int, seed: int) -> Sequence[Item]:
+        return [
+            Item(
+                image=noise_image(10_000 * seed + idx // 2),
+                question=f"word {idx}",
+                type=("even", "odd")[idx % 2],
+                cluster=idx // 2,
+                grade=partial(_grade, idx),
+            )
+            for idx in range(limit)
+        ]
+
+    def summary(self, items: Sequence[Item], answers: Sequence[str]) -> dict[str, Any]:
+        return {}
+
+
+def _grade(idx: int, answer: str) -> float:
+    return float(idx % 2 == 0 and answer == f"word {idx}")
+
+
+@dataclass(kw_only=True)
+class KnobRunner(FakeRunner):
+    """Right only where `layer` is `good_layer`, and refuses to go on after `patience` questions."""
+
+    good_layer: int | None = None
+    patience: int | None = None
+    asked: list[ChatRequest] = field(default_factory=list)
+
+    def prepare(self, request: ChatRequest) -> FakePrepared:
+        if self.patience is not None and len(self.asked) >= self.patience:
+            raise KeyboardInterrupt
+        self.asked.append(request)
+        if request.budget.options.get("layer") not in (None, self.good_layer):
+            return super().prepare(replace(request, question="something else"))
+        return super().prepare(request)
+
+
+def run(
+    *,
+    runner: Runner | None = None,
+    store: Store | None = None,
+    strategies: Sequence[str] = ("none", "fake"),
+    budgets: Sequence[str] = ("1", "0.7"),
+    limits: dict[str, int] | None = None,
+    options: Options | None = None,
+    skips_unknown: bool = False,
+) -> Report:
+    answering = runner or FakeRunner()
+    subject = Subject(quality=answering, timed=answering)
+    wishes = Wishes(
+        strategies=strategies,
+        budgets=budgets,
+        limits=limits or {"*": 20},
+        skips_unknown=skips_unknown,
+        options=options or Options(selection=12),
+    )
+    job = Job({None: subject}, MadeUp(), wishes)
+    return job.run(store or Store(None), environment=ENVIRONMENT, tick=lambda _: None)
