@@ -133,7 +133,7 @@ def par_paper(
 
 
 def paper_layer_flops(geometry: ModelGeometry, num_rows: int) -> int:
-    """One layer in PAR's accounting: twice FastV's count of multiply-adds, an MLP of two matrices."""
+    """One layer as PAR counts it: twice FastV's multiply-adds, an MLP of two matrices."""
     width = geometry.width
     matrices = 4 * num_rows * width**2 + 2 * num_rows * width * geometry.mlp_width
     return 2 * (matrices + 2 * num_rows**2 * width)
