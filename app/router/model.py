@@ -1,7 +1,7 @@
 """The meta-router: one transformer block that scores visual tokens and layers together.
 
 Shapes: B requests, V visual tokens, Q question rows, N layer candidates, D decoder width,
-W router width.
+W router width, M match heads, E match head size.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ class RouterConfig:
         width: W. The default scales with D and makes 39 M parameters at D = 4096.
         attention: `full` lets every element read all others (PAR section 4.1); `causal` is what
             the published code does.
+        match_heads: M ways in which every visual token is held against every question row before
+            the block, so that it can tell what the question names (after ColBERT's late
+            interaction, arXiv 2004.12832, section 3.3). 0: PAR's block alone.
     """
 
     model_width: int
@@ -34,6 +37,7 @@ class RouterConfig:
     width: int
     num_heads: int
     attention: Literal["full", "causal"] = "full"
+    match_heads: int = 0
 
     @classmethod
     def for_model(
@@ -57,7 +61,18 @@ def router_flops(config: RouterConfig, *, num_visual: int, num_question: int) ->
     projection = 2 * (num_visual + num_question) * wide * narrow
     block = 2 * rows * (4 + 2 * _MLP_RATIO) * narrow**2 + 4 * rows**2 * narrow
     heads = 2 * scored * (narrow**2 + narrow)
-    return projection + block + heads
+    return projection + block + heads + _match_flops(config, num_visual, num_question)
+
+
+def _match_flops(config: RouterConfig, num_visual: int, num_question: int) -> int:
+    if not config.match_heads:
+        return 0
+    turned = (num_visual + num_question) * config.width**2
+    return 2 * (
+        turned
+        + num_visual * num_question * config.width
+        + num_visual * config.match_heads * config.width
+    )
 
 
 class MetaRouter(nn.Module):
@@ -75,6 +90,7 @@ class MetaRouter(nn.Module):
         self.input_norm = nn.LayerNorm(width)
         self.types = nn.Parameter(torch.randn(3, width) * 0.02)
         self.layers = nn.Parameter(torch.randn(len(config.candidates), width) * 0.02)
+        self.match = _Match(width, config.match_heads) if config.match_heads else None
         self.attention_norm = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.mix = nn.Linear(width, width, bias=False)
@@ -94,7 +110,7 @@ class MetaRouter(nn.Module):
             question_mask_BQ: True where a question row is real; None when all are.
         """
         num_visual, num_layers = visual_BVD.shape[1], len(self.config.candidates)
-        rows = self._embed(visual_BVD, question_BQD)
+        rows = self._embed(visual_BVD, question_BQD, question_mask_BQ)
         visible = self._visible(rows, visual_BVD, question_mask_BQ)
         rows = rows + self._attend(self.attention_norm(rows), visible)
         rows = rows + self.contract(nn.functional.gelu(self.expand(self.mlp_norm(rows))))
@@ -103,14 +119,17 @@ class MetaRouter(nn.Module):
         layers: Tensor = self.layer_head(rows[:, -num_layers:])[..., 0]
         return tokens, layers
 
-    def _embed(self, visual_BVD: Tensor, question_BQD: Tensor) -> Tensor:
+    def _embed(
+        self, visual_BVD: Tensor, question_BQD: Tensor, question_mask_BQ: Tensor | None
+    ) -> Tensor:
         batch = visual_BVD.shape[0]
         layers = self.layers.expand(batch, -1, -1)
         visual, question = self.project(visual_BVD), self.project(question_BQD)
         pieces = (visual, question, layers)
-        typed = [
-            self.input_norm(piece) + kind for piece, kind in zip(pieces, self.types, strict=True)
-        ]
+        normed = [self.input_norm(piece) for piece in pieces]
+        typed = [piece + kind for piece, kind in zip(normed, self.types, strict=True)]
+        if self.match is not None:
+            typed[0] = typed[0] + self.match(normed[0], normed[1], question_mask_BQ)
         return torch.cat(typed, dim=1)
 
     def _attend(self, rows_BRW: Tensor, visible_BR: Tensor | None) -> Tensor:
@@ -148,6 +167,38 @@ class MetaRouter(nn.Module):
                 mask & torch.ones(num_rows, num_rows, dtype=torch.bool, device=mask.device).tril()
             )
         return mask
+
+
+class _Match(nn.Module):
+    """What each visual token and the question have in common, in M respects.
+
+    A respect is a subspace; a token's match is the log-sum-exp, over the question's rows, of their
+    cosine there, sharpened by a learned scale. Both sides start with the same projection.
+    """
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.visual = nn.Linear(width, width, bias=False)
+        self.question = nn.Linear(width, width, bias=False)
+        nn.init.orthogonal_(self.visual.weight)
+        self.question.weight.data.copy_(self.visual.weight.data)
+        self.log_scale = nn.Parameter(torch.full((num_heads, 1, 1), 2.0))
+        self.spread = nn.Linear(num_heads, width, bias=False)
+
+    def forward(self, visual_BVW: Tensor, question_BQW: Tensor, mask_BQ: Tensor | None) -> Tensor:
+        visual_BMVE = self._heads(self.visual(visual_BVW))
+        question_BMQE = self._heads(self.question(question_BQW))
+        scores = self.log_scale.exp() * (visual_BMVE @ question_BMQE.transpose(2, 3))
+        if mask_BQ is not None:
+            scores = scores.masked_fill(~mask_BQ[:, None, None], float("-inf"))
+        matches_BMV = scores.logsumexp(-1) / self.log_scale[..., 0].exp()
+        added: Tensor = self.spread(matches_BMV.transpose(1, 2))
+        return added
+
+    def _heads(self, rows_BRW: Tensor) -> Tensor:
+        heads_BRME = rows_BRW.unflatten(-1, (self.num_heads, -1))
+        return nn.functional.normalize(heads_BRME, dim=-1).transpose(1, 2)
 
 
 def _head(width: int) -> nn.Sequential:

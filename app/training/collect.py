@@ -16,10 +16,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from app.core import Plan
+from app.router.model import MetaRouter
 from app.training.actions import Actions, draw_actions
 from app.training.bank import PictureBank
 from app.training.look import Look
-from app.training.measure import Asked, DenseAnswer, make_plan
+from app.training.measure import Asked, DenseAnswer, FrozenModel, make_plan
 from app.training.options import RouterTrainingOptions
 
 # What decides a measurement; a cached one serves every other choice.
@@ -61,12 +62,14 @@ def collect(
     *,
     look: Look,
     candidates: tuple[int, ...],
+    network: MetaRouter | None = None,
 ) -> list[Measured]:
     """Measure every sample; the same pictures, options and model give the same result.
 
-    With `options.work` set, a measurement made there before is read instead.
+    Actions perturb what the proposal layers look at, or, given a network, its own scores. With
+    `options.work` set, a measurement of the former kind made there before is read instead.
     """
-    path = _cache_path(bank, options, look)
+    path = _cache_path(bank, options, look) if network is None else None
     if path is not None and path.exists():
         return [Measured(**entry) for entry in torch.load(path, weights_only=True)]
     measured: list[Measured] = []
@@ -79,7 +82,7 @@ def collect(
             answers = bank.frozen.answer([asked for _, asked in batch], probed_layers=layers)
             drawn = [
                 _propose(
-                    answer,
+                    _proposals(answer, options, bank.frozen, network),
                     options,
                     num_candidates=len(candidates),
                     num_skipped=num_skipped,
@@ -95,8 +98,24 @@ def collect(
     return measured
 
 
-def _propose(
+def _proposals(
     answer: DenseAnswer,
+    options: RouterTrainingOptions,
+    frozen: FrozenModel,
+    network: MetaRouter | None,
+) -> list[Tensor]:
+    """Attention maps H x V to perturb; a router's logits are the logarithm of a single one."""
+    if network is None:
+        looks = [Look(layer_idx=idx, rows="last") for idx in options.proposal_layers]
+        return [look.at_image(answer) for look in looks]
+    question_QD = frozen.question_rows(answer.asked)
+    with torch.inference_mode():
+        tokens_BV, _ = network(answer.asked.visual_VD[None].float(), question_QD[None].float())
+    return [tokens_BV.softmax(-1)]
+
+
+def _propose(
+    maps: list[Tensor],
     options: RouterTrainingOptions,
     *,
     num_candidates: int,
@@ -106,11 +125,10 @@ def _propose(
     generator = torch.Generator().manual_seed(options.seed << 32 | seed)
     ratios = options.keep_ratios
     ratio = ratios[int(torch.randint(len(ratios), (1,), generator=generator))]
-    looks = [Look(layer_idx=idx, rows="last") for idx in options.proposal_layers]
     return draw_actions(
-        [look.at_image(answer) for look in looks],
+        maps,
         count=options.actions,
-        num_kept=max(1, round(ratio * answer.num_visual)),
+        num_kept=max(1, round(ratio * maps[0].shape[-1])),
         num_candidates=num_candidates,
         num_skipped=num_skipped,
         noise=options.noise,
@@ -143,7 +161,7 @@ def _measure(
             kept_AV=actions.kept_AV,
             runs_AN=actions.runs_AN,
             kl_nats=tuple(next(harms).kl_nats for _ in actions.kept_AV),
-            target_V=look.map(answer),
+            target_V=look.of(answer),
         )
 
 

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from app.training.collect import Measured
+from app.training.fit import Sample
 from app.training.options import RouterTrainingOptions
 from app.training.preferences import action_log_prob, balanced_pairs, preference_loss
 
 
-def attention_loss(samples: Sequence[Measured], tokens_BV: Tensor, _: Tensor) -> Tensor:
+def attention_loss(samples: Sequence[Sample], tokens_BV: Tensor, _: Tensor) -> Tensor:
     """Cross-entropy of softmax(token logits) against the frozen model's attention."""
     target_BV = torch.stack([sample.target_V for sample in samples]).to(tokens_BV)
     return -(target_BV * tokens_BV.log_softmax(-1)).sum(-1).mean()

@@ -61,6 +61,14 @@ class RouterTrainingOptions(BaseModel):
     noise_scale: PositiveFloat = Field(
         default=10**0.5, description="Standard deviation of the noise."
     )
+    rounds: PositiveInt = Field(
+        default=1,
+        description="Rounds of preferences; from the second on the actions perturb the router's "
+        "own scores.",
+    )
+    on_policy: bool = Field(
+        default=False, description="Perturb the router's own scores in the first round already."
+    )
     min_kl_gap: float = Field(
         default=0.02, ge=0, description="Pairs whose KL differ by fewer nats are discarded."
     )
@@ -73,8 +81,28 @@ class RouterTrainingOptions(BaseModel):
         description="attention: first imitate the frozen model's own text-to-image attention at "
         "the layer where its top tokens change the answer least.",
     )
+    imitation_samples: int = Field(
+        default=0,
+        ge=0,
+        description="Further questions whose attention alone is imitated: cheap, as nothing is "
+        "generated and no action is tried.",
+    )
+    questions_per_image: PositiveInt = Field(
+        default=4,
+        description="Of procedural samples: the more, the better a router learns to tell them "
+        "apart. A JSONL file brings its own.",
+    )
     init_epochs: PositiveInt = Field(default=4, description="Epochs of that imitation.")
     init_learning_rate: PositiveFloat = Field(default=2e-3, description="Its peak rate.")
+    match_heads: int = Field(
+        default=0,
+        ge=0,
+        description="Ways in which tokens are held against the question before the router's block; "
+        "0: PAR's block alone. Must divide the width.",
+    )
+    muon_learning_rate: float = Field(
+        default=0.0, ge=0, description="Muon's peak rate for the matrices; 0: AdamW for all."
+    )
     reduction: Literal["mean", "sum"] = Field(
         default="mean", description="Of the log-probabilities of an action's single choices."
     )

@@ -45,12 +45,14 @@ class Line(BaseModel):
     question: str = Field(min_length=1)
 
 
-def load_pictures(data: str, *, num_samples: int, seed: int) -> list[Picture]:
+def load_pictures(
+    data: str, *, num_samples: int, seed: int, questions_per_image: int = QUESTIONS_PER_SCENE
+) -> list[Picture]:
     """At most `num_samples` questions, grouped by image. Raises InvalidField naming `data`."""
     name, *rest = data.split(":")
     if name == DEMO:
         count, scene_seed = _demo_numbers(rest, num_samples)
-        return _limit(_demo_pictures(count, scene_seed), num_samples)
+        return _limit(_demo_pictures(count, scene_seed, questions_per_image), num_samples)
     pictures = _read_lines(Path(data))
     Random(seed).shuffle(pictures)
     return _limit(pictures, num_samples)
@@ -79,7 +81,7 @@ def _demo_numbers(rest: list[str], num_samples: int) -> tuple[int, int]:
     return min(count, num_samples), seed
 
 
-def _demo_pictures(count: int, seed: int) -> list[Picture]:
+def _demo_pictures(count: int, seed: int, per_scene: int) -> list[Picture]:
     pictures: list[Picture] = []
     found = 0
     while found < count:
@@ -87,7 +89,7 @@ def _demo_pictures(count: int, seed: int) -> list[Picture]:
         scene, _ = pool_scene(Split.TRAIN, seed, index)
         rng = Random(f"{seed}-{index}")
         texts = [question.text for question in ask_questions(scene, rng, per_type=1)]
-        chosen = tuple(rng.sample(texts, min(QUESTIONS_PER_SCENE, len(texts))))
+        chosen = tuple(rng.sample(texts, min(per_scene, len(texts))))
         pictures.append(Picture(load=partial(_draw, seed, index), questions=chosen))
         found += len(chosen)
     return pictures

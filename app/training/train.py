@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random as RandomStream
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,6 +23,7 @@ from app.training.card import CARD_NAME, write_card
 from app.training.collect import Measured, collect
 from app.training.figures import FigureTable
 from app.training.fit import Schedule, fit
+from app.training.imitation import Glance, watch
 from app.training.look import Look, best_look
 from app.training.losses import PreferenceLoss, attention_loss
 from app.training.measure import FrozenModel
@@ -31,6 +32,7 @@ from app.training.preferences import balanced_pairs
 from app.training.samples import load_pictures, split_pictures
 
 logger = logging.getLogger(__name__)
+Asking = TypeVar("Asking", Glance, Measured)
 ROUTERS = Path("router_weights")
 # Below these the actions of a sample hardly differ, and the preferences are noise.
 WANTED_KL_NATS = 0.3
@@ -50,9 +52,9 @@ def train_router(options: RouterTrainingOptions) -> Manifest:
         options.model, device=options.device, dtype=options.dtype, allow_hub=options.allow_hub
     )
     frozen = FrozenModel(adapter, max_answer_tokens=options.max_answer_tokens)
-    training, held_back = _banks(frozen, options)
+    held_back, training, watched = _banks(frozen, options)
     network = MetaRouter(_config(frozen, options)).to(adapter.device)
-    facts = _train(network, training, options)
+    facts = _train(network, training, watched, options)
     calibration = calibrate(network, held_back) if held_back.num_questions else None
     figures = FigureTable(network, held_back, calibration).measure() if calibration else None
     facts["seconds"] = round(time.monotonic() - started)
@@ -72,18 +74,26 @@ def train_router(options: RouterTrainingOptions) -> Manifest:
     return manifest
 
 
-def _banks(frozen: FrozenModel, options: RouterTrainingOptions) -> tuple[PictureBank, PictureBank]:
-    """Pictures to train on and pictures to calibrate on, none in both."""
-    wanted = options.samples + options.calibration_samples
-    pictures = load_pictures(options.data, num_samples=wanted, seed=options.seed)
-    held_back, training = split_pictures(pictures, num_first=options.calibration_samples)
+def _banks(
+    frozen: FrozenModel, options: RouterTrainingOptions
+) -> tuple[PictureBank, PictureBank, PictureBank]:
+    """Pictures to calibrate on, to try actions on, and to imitate on; none in two of them."""
+    pictures = load_pictures(
+        options.data,
+        num_samples=options.samples + options.calibration_samples + options.imitation_samples,
+        seed=options.seed,
+        questions_per_image=options.questions_per_image,
+    )
+    held_back, rest = split_pictures(pictures, num_first=options.calibration_samples)
+    training, watched = split_pictures(rest, num_first=options.samples)
     if not training:
         raise InvalidField(
             f"the data hold too few samples: {options.calibration_samples} are kept for "
             "calibration and none is left to train on",
             param="data",
         )
-    return PictureBank(frozen, training), PictureBank(frozen, held_back)
+    banks = [PictureBank(frozen, each) for each in (held_back, training, watched)]
+    return banks[0], banks[1], banks[2]
 
 
 def _config(frozen: FrozenModel, options: RouterTrainingOptions) -> RouterConfig:
@@ -105,11 +115,16 @@ def _config(frozen: FrozenModel, options: RouterTrainingOptions) -> RouterConfig
         raise InvalidField(
             f"width must be a multiple of {2 * config.num_heads}, got {width}", param="width"
         )
-    return replace(config, candidates=open_layers, width=width)
+    if options.match_heads and width % options.match_heads:
+        raise InvalidField(
+            f"match_heads must divide the width {width}, got {options.match_heads}",
+            param="match_heads",
+        )
+    return replace(config, candidates=open_layers, width=width, match_heads=options.match_heads)
 
 
 def _train(
-    network: MetaRouter, bank: PictureBank, options: RouterTrainingOptions
+    network: MetaRouter, bank: PictureBank, watched: PictureBank, options: RouterTrainingOptions
 ) -> dict[str, Any]:
     """Fits the router in place; returns the facts of the run."""
     facts: dict[str, Any] = {
@@ -120,20 +135,43 @@ def _train(
     if options.init == "attention":
         look, facts["imitated_kl_nats"] = best_look(bank)
         facts |= {"imitated_layer": look.layer_idx, "imitated_rows": look.rows}
+        facts |= {"imitated_pick": look.pick}
         logger.info(
             "imitating %s, whose top tokens cost %.3f nats", look, facts["imitated_kl_nats"]
         )
-    samples = collect(bank, options, look=look, candidates=network.config.candidates)
-    facts |= _facts(samples, options)
-    if options.blind:
-        samples = _with_wrong_questions(samples, options.seed)
-    if options.init == "attention":
-        schedule = _schedule("imitation", options.init_epochs, options.init_learning_rate, options)
-        facts["imitation_loss"] = fit(network, samples, bank, attention_loss, schedule)
-    schedule = _schedule("preferences", options.epochs, options.learning_rate, options)
-    facts["preference_loss"] = fit(network, samples, bank, PreferenceLoss(options), schedule)
-    logger.info("preference loss %.4f", facts["preference_loss"])
+        facts |= _imitate(network, bank, watched, look, options)
+    for idx in range(options.rounds if options.epochs else 0):
+        proposer = network if idx or options.on_policy else None
+        samples = collect(
+            bank, options, look=look, candidates=network.config.candidates, network=proposer
+        )
+        facts |= _facts(samples, options)
+        if options.blind:
+            samples = _with_wrong_questions(samples, options.seed)
+        schedule = _schedule("preferences", options.epochs, options.learning_rate, options)
+        facts["preference_loss"] = fit(network, samples, bank, PreferenceLoss(options), schedule)
+        logger.info("preference loss %.4f", facts["preference_loss"])
     return facts
+
+
+def _imitate(
+    network: MetaRouter,
+    bank: PictureBank,
+    watched: PictureBank,
+    look: Look,
+    options: RouterTrainingOptions,
+) -> dict[str, Any]:
+    """The first lesson, on the questions set apart for it or else on those of the actions."""
+    source = watched if watched.pictures else bank
+    glances = watch(source, look)
+    if options.blind:
+        glances = _with_wrong_questions(glances, options.seed)
+    schedule = replace(
+        _schedule("imitation", options.init_epochs, options.init_learning_rate, options),
+        muon_learning_rate=options.muon_learning_rate,
+    )
+    loss = fit(network, glances, source, attention_loss, schedule)
+    return {"glances": len(glances), "imitation_loss": loss}
 
 
 def _facts(samples: Sequence[Measured], options: RouterTrainingOptions) -> dict[str, Any]:
@@ -161,7 +199,7 @@ def _facts(samples: Sequence[Measured], options: RouterTrainingOptions) -> dict[
     return facts
 
 
-def _with_wrong_questions(samples: Sequence[Measured], seed: int) -> list[Measured]:
+def _with_wrong_questions(samples: Sequence[Asking], seed: int) -> list[Asking]:
     questions = [sample.question_ids for sample in samples]
     RandomStream(seed).shuffle(questions)
     return [
