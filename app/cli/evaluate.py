@@ -15,7 +15,9 @@ from app.cli import redundancy, score
 if TYPE_CHECKING:
     from app.evaluation.base import Benchmark
     from app.evaluation.command import Wishes
+    from app.evaluation.defaults import Preset
     from app.evaluation.report import Report
+    from app.evaluation.run import Options
 
 Model = Annotated[str, typer.Option(help="demo, or a transformers folder.")]
 BenchmarkName = Annotated[str, typer.Option("--benchmark", help="Which questions to ask.")]
@@ -92,7 +94,6 @@ def evaluate(
     from app.evaluation.command import Wishes, limits_of
     from app.evaluation.defaults import BASIC, FULL, SHORT
     from app.evaluation.grid import parse_limits
-    from app.evaluation.run import Options
 
     logging.basicConfig(level=logging.WARNING)
     preset = FULL if full else SHORT if short else BASIC
@@ -103,21 +104,28 @@ def evaluate(
             limits=limits_of(limit=limit, limits=parse_limits(limits), preset=preset.limits),
             routers=_folders(routers),
             skips_unknown=strategies is None,
-            options=Options(
-                seed=seed,
-                selection=preset.selection if selection is None else selection,
-                timed=preset.timed if timed is None else timed,
-                harm=harm,
-            ),
+            options=_options(preset, seed=seed, selection=selection, timed=timed, harm=harm),
         )
-        opened = _open(benchmark, data)
-        report = _run(wishes, model, opened, threads, output or preset.output)
+        report = _run(wishes, model, _open(benchmark, data), threads, output or preset.output)
     except InvalidField as err:
         raise typer.BadParameter(err.message) from err
     except AllrounderError as err:
         typer.echo(f"allrounder evaluate: {err.message}", err=True)
         raise typer.Exit(1) from err
     _show(report, as_json=as_json)
+
+
+def _options(
+    preset: Preset, *, seed: int, selection: int | None, timed: int | None, harm: bool
+) -> Options:
+    from app.evaluation.run import Options
+
+    return Options(
+        seed=seed,
+        selection=preset.selection if selection is None else selection,
+        timed=preset.timed if timed is None else timed,
+        harm=harm,
+    )
 
 
 def _open(name: str, data: Path | None) -> Benchmark:

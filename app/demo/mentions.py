@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from app.demo.scenes import COLOURS, SHAPES
 from app.demo.wording import GENERIC_NOUNS, Mention, pluralise
@@ -78,7 +79,7 @@ class _Reader:
 
     def __init__(self, words: Sequence[str]) -> None:
         self._words = words
-        self._found: list[dict[str, str]] = []
+        self._found: list[dict[str, Any]] = []
         self._is_closed = True
         self._awaited: tuple[dict[str, str], str] | None = None
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
 from app.demo import held_out
 from app.demo.evaluate import Row, format_rows, rows_of
 from app.demo.held_out import Score, draw_exams, draw_questions
+from app.demo.pool import pool_scene
 from app.demo.question_only import MIN_SUPPORT, QuestionOnly, learn_question_only
 from app.demo.questions import TYPES, Question
-from app.demo.scenes import Split
+from app.demo.scenes import Scene, Split
 from app.demo.wording import Mention
 
 
@@ -80,12 +82,12 @@ def test_a_description_is_chosen_by_the_attributes_it_gets_right() -> None:
 
 def test_it_learns_from_the_training_split_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    original = held_out.pool_scene
-    monkeypatch.setattr(
-        held_out,
-        "pool_scene",
-        lambda split, seed, index: seen.append(split) or original(split, seed, index),
-    )
+
+    def watched(split: Split, seed: int, index: int) -> tuple[Scene, np.random.Generator]:
+        seen.append(split)
+        return pool_scene(split, seed, index)
+
+    monkeypatch.setattr(held_out, "pool_scene", watched)
     learn_question_only(num_scenes=3)
     assert seen == [Split.TRAIN] * 3
 

@@ -145,20 +145,6 @@ def test_unknown_names_are_left_out_only_where_asked_for(caplog) -> None:
     assert "parr is left out" in caplog.text
 
 
-def test_the_demo_benchmark_repeats_itself_and_grades_its_own_answers() -> None:
-    benchmark = BENCHMARKS["demo"](None)
-    first, again = (benchmark.items(limit=30, seed=3) for _ in range(2))
-    assert [(i.question, i.image.digest) for i in first] == [
-        (i.question, i.image.digest) for i in again
-    ]
-    other = benchmark.items(limit=30, seed=4)
-    assert first[0].image.digest != other[0].image.digest
-    assert len(first) == 30
-    for item in first:
-        assert not item.grade("")
-        assert not item.grade("a purple elephant")
-
-
 def test_a_smaller_limit_of_the_demo_benchmark_is_a_prefix_of_a_larger_one() -> None:
     benchmark = BENCHMARKS["demo"](None)
     few, many = (benchmark.items(limit=limit, seed=0) for limit in (13, 40))

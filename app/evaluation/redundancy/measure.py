@@ -178,7 +178,7 @@ class _Meter:
 
     @property
     def dense(self) -> list[Outcome]:
-        grades = self._dense_grades or [None] * len(self._answers)
+        grades: Sequence[float | None] = self._dense_grades or [None] * len(self._answers)
         return [Outcome(kl_nats=0.0, agreement=1.0, grade=grade) for grade in grades]
 
     def run(self, plans: Sequence[dict[Setting, list[Plan]]]) -> list[dict[Setting, Outcome]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from app.evaluation.redundancy.measure import Outcome, Redundancy
 from app.evaluation.redundancy.settings import LEAST_INFLUENCE, RANDOM, Setting
-from app.evaluation.report import standard_error
+from app.evaluation.statistics import standard_error
 
 
 @dataclass(frozen=True, kw_only=True)

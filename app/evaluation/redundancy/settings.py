@@ -127,9 +127,9 @@ def token_plans(
                 )
                 for draw in range(options.random_draws)
             ],
-            ATTENTION: [keep_best(FASTV_LOOK.map(answer), count)],
+            ATTENTION: [keep_best(FASTV_LOOK.of(answer), count)],
             PERTURBED: perturbed_rows(answer, options, count=count, sample=sample),
-            BEST_LOOK: [keep_best(choosing.look.map(answer), count)],
+            BEST_LOOK: [keep_best(choosing.look.of(answer), count)],
         }
         for rule, choices in kept.items():
             setting = Setting(curve="tokens", rule=rule, amount=share)
@@ -168,7 +168,7 @@ def mixed_plans(
     noisy: Sequence[Tensor] = perturbed_rows(answer, options, count=count, sample=sample)
     share = f"{100 * options.mixed_share:g} %"
     chosen = {
-        f"{share} by attention": keep_best(FASTV_LOOK.map(answer), count),
+        f"{share} by attention": keep_best(FASTV_LOOK.of(answer), count),
         **{f"{share} perturbed, draw {idx}": rows_K for idx, rows_K in enumerate(noisy, 1)},
     }
     every = torch.arange(answer.num_visual)
