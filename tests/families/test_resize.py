@@ -15,7 +15,7 @@ from tests.families.cases import FamilyCase
 from tests.tiny import chat_request, noise_image
 
 pytestmark = pytest.mark.timeout(200)
-SHRINK = ("llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+SHRINK = ("internvl", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 def test_a_smaller_picture_is_asked_about_and_the_saving_is_that_of_the_whole(
