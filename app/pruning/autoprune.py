@@ -55,6 +55,7 @@ class AutoPrune(Strategy):
 
     name: ClassVar[str] = "autoprune"
     prunes_tokens: ClassVar[bool] = True
+    needs_vision: ClassVar[bool] = True
 
     x0: float = 14.9
     k0: float = 0.4

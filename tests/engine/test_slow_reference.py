@@ -192,6 +192,12 @@ def test_autoprune_follows_the_curve_of_its_request(
     recycle: bool,
 ) -> None:
     counts: list[int] = []
+    options = {"k0": k0, "gamma": gamma, "renumber": renumber, "recycle": recycle}
+    request = _request("autoprune", seed, **options)
+    with torch.inference_mode():
+        facts = adapter.encode(request.images, with_facts=True)[0].facts
+    assert facts is not None
+    class_looks = facts.attention_HV.double().mean(0).tolist()
 
     def act(layer_idx: int, rows: Rows) -> None:
         if layer_idx == 0:
@@ -200,6 +206,8 @@ def test_autoprune_follows_the_curve_of_its_request(
         assert rows.attention is not None
         scores = _looked_at(rows, rows.attention, sources)
         if layer_idx == 1:
+            weight = 0.3 * _bits(rows, sources) / len(sources)
+            scores = {idx: class_looks[idx] + weight * score for idx, score in scores.items()}
             rows.keep(1, _best(scores, int(2.5 * TOKENS)), renumber=renumber)
             return
         if layer_idx == 2:
@@ -212,7 +220,6 @@ def test_autoprune_follows_the_curve_of_its_request(
         merge = _recycled(rows, scores, best, count - kept) if kept < count else None
         rows.keep(layer_idx, sorted(merge or best), merge=merge, renumber=renumber)
 
-    options = {"k0": k0, "gamma": gamma, "renumber": renumber, "recycle": recycle}
-    rows = _agrees(slow, runner, adapter, _request("autoprune", seed, **options), act)
+    rows = _agrees(slow, runner, adapter, request, act)
     sizes = [len(kept) for kept in rows.kept.values()]
     assert all(before >= after for before, after in pairwise(sizes))
