@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Questions at most on which layers are ranked and the best attention is found; none is measured.
 _NUM_CHOOSING = 64
+# The last picture to choose on may have more questions than are needed.
+_SPARE = 64
 
 
 def register(group: typer.Typer) -> None:
@@ -81,8 +83,7 @@ def _questions(
     from app.training.samples import load_pictures
 
     num_choosing = min(_NUM_CHOOSING, samples)
-    # The last picture to choose on may have some questions more.
-    wanted = samples + 2 * num_choosing
+    wanted = samples + num_choosing + _SPARE
     if data is not None:
         questions = Questions(pictures=load_pictures(data, num_samples=wanted, seed=seed))
     elif benchmark in BENCHMARKS:

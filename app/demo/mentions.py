@@ -81,7 +81,7 @@ class _Reader:
         self._words = words
         self._found: list[dict[str, Any]] = []
         self._is_closed = True
-        self._awaited: tuple[dict[str, str], str] | None = None
+        self._awaited: tuple[dict[str, Any], str] | None = None
 
     def read(self) -> list[Mention]:
         for idx, word in enumerate(self._words):
@@ -141,7 +141,7 @@ class _Reader:
         return next(rest, "")
 
 
-def _add(slots: dict[str, str], slot: str, value: str) -> None:
+def _add(slots: dict[str, Any], slot: str, value: str) -> None:
     """A second, different value makes the slot wrong whatever was asked for."""
     before = slots.get(slot, value)
     slots[slot] = value if before == value else f"{before} {value}"

@@ -81,7 +81,7 @@ def test_a_description_is_chosen_by_the_attributes_it_gets_right() -> None:
 
 
 def test_it_learns_from_the_training_split_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+    seen: list[Split] = []
 
     def watched(split: Split, seed: int, index: int) -> tuple[Scene, np.random.Generator]:
         seen.append(split)

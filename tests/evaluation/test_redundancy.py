@@ -315,11 +315,11 @@ def test_the_figure_is_the_same_to_the_byte(summary: dict[str, Any], tmp_path: P
 
 @pytest.mark.timeout(120)
 def test_the_command_prints_one_object_and_writes_three_files(folder: Path, tmp_path: Path) -> None:
-    arguments = ["--model", str(folder), "--samples", "12", "--output", str(tmp_path / "out")]
+    arguments = ["--model", str(folder), "--samples", "3", "--output", str(tmp_path / "out")]
     result = CliRunner().invoke(cli, ["evaluate", "redundancy", *arguments, "--json"])
     assert result.exit_code == 0, result.stderr
     printed = json.loads(result.stdout)
-    assert printed["n"] == 12
+    assert printed["n"] == 3
     assert printed["data"] == "demo"
     assert printed["verdicts"] == []
     assert {"rule", "amount", "n", "accuracy", "accuracy_stderr", "cost_points", "agreement",
