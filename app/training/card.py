@@ -35,9 +35,7 @@ def write_card(manifest: Manifest, options: RouterTrainingOptions, figures: Figu
         f"with fingerprint `{manifest.fingerprint}`; {training['parameters']:,} parameters. "
         "One training serves any number of kept tokens and skipped layers.",
         "## Training",
-        "Without labels, as PAR's section 4.2 says (Pruning All-Rounder): perturbed actions, "
-        "KL to the frozen model's own greedy answer, balanced preference pairs, a reference-free "
-        "loss.",
+        _method(options),
         f"```\n{command(options)}\n```",
         _facts(training),
     ]
@@ -46,6 +44,21 @@ def write_card(manifest: Manifest, options: RouterTrainingOptions, figures: Figu
     if figures is not None:
         sections += ["## Figures", _figures(figures), _question(figures)]
     return "\n\n".join(sections) + "\n"
+
+
+def _method(options: RouterTrainingOptions) -> str:
+    lessons = []
+    if options.init == "attention":
+        lessons.append(
+            "The router first imitates where the frozen model itself looks while it reads a "
+            "question."
+        )
+    if options.epochs:
+        lessons.append(
+            "Preferences as PAR's section 4.2 says (Pruning All-Rounder): perturbed actions, KL to "
+            "the frozen model's own greedy answer, balanced pairs, a reference-free loss."
+        )
+    return " ".join(["Without labels.", *lessons])
 
 
 def _candidates(manifest: Manifest) -> str:
