@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -12,7 +13,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from app.demo.checkpoint import load_checkpoint
 from app.demo.decoder import PackedDecoder
-from app.demo.decoder_training import DecoderOptions, DecoderTraining, StepResult
+from app.demo.decoder_training import DecoderOptions, DecoderTraining, StepResult, tally_loss
 from app.demo.lessons import Plan
 from app.demo.model import build_model
 from app.demo.muon import orthogonalise
@@ -72,6 +73,7 @@ def test_packed_questions_get_the_logits_that_transformers_gives_them_alone() ->
             )
 
 
+@pytest.mark.timeout(60)
 def test_a_stopped_training_resumes_and_ends_with_the_same_weights(tmp_path: Path) -> None:
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     train(tiny_options(straight, 2))
@@ -90,6 +92,31 @@ def test_a_stopped_training_resumes_and_ends_with_the_same_weights(tmp_path: Pat
     )
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert AutoProcessor.from_pretrained(stopped / "weights").tokenizer.eos_token == "</s>"
+
+
+@pytest.mark.timeout(60)
+def test_a_training_goes_on_from_saved_weights_with_vision_and_words_as_they_are(
+    tmp_path: Path,
+) -> None:
+    train(tiny_options(tmp_path / "first", 1))
+    start = tmp_path / "first" / "weights"
+    train(replace(tiny_options(tmp_path / "second", 1), start=start, plan=Plan.continued()))
+    before, after = (
+        LlavaForConditionalGeneration.from_pretrained(folder).state_dict()
+        for folder in (start, tmp_path / "second" / "weights")
+    )
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all("language_model" in name or "lm_head" in name for name in changed)
+    assert not (tmp_path / "second" / "work" / "vision.pt").exists()
+
+
+def test_a_tally_is_perfect_where_the_first_token_and_every_middle_are_looked_at_alike() -> None:
+    centres_NV = torch.tensor([[True, False, True], [False, False, False]])
+    alike_NC = torch.tensor([[1 / 3, 0.0, 1 / 3, 0.0, 1 / 3], [1.0, 0.0, 0.0, 0.0, 0.0]])
+    assert tally_loss(alike_NC, centres_NV, 2).tolist() == pytest.approx([0, 0], abs=1e-4)
+    swapped = tally_loss(alike_NC.flip(0), centres_NV, 2)
+    assert swapped.min() > 1
 
 
 def interrupted_at_second_step() -> Callable[[DecoderTraining], StepResult]:

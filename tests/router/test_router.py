@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,10 @@ GEOMETRY = ModelGeometry(
 )
 
 
-def _network(seed: int = 0) -> MetaRouter:
+def _network(seed: int = 0, *, match_heads: int = 0) -> MetaRouter:
     torch.manual_seed(seed)
-    network = MetaRouter(RouterConfig.for_model(model_width=32, num_layers=8))
+    config = RouterConfig.for_model(model_width=32, num_layers=8)
+    network = MetaRouter(replace(config, match_heads=match_heads))
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(0, 0.3)
@@ -100,8 +102,9 @@ def test_padding_of_the_question_changes_nothing() -> None:
     torch.testing.assert_close(tokens, masked_tokens, atol=1e-5, rtol=1e-5)
 
 
-def test_its_flops_are_what_torch_counts() -> None:
-    network = _network()
+@pytest.mark.parametrize("match_heads", [0, 8])
+def test_its_flops_are_what_torch_counts(match_heads: int) -> None:
+    network = _network(match_heads=match_heads)
     counter = FlopCounterMode(display=False)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), counter:
         network(torch.randn(1, 50, 32), torch.randn(1, 9, 32))

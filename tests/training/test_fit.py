@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
+from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 from app.router.model import MetaRouter, RouterConfig
@@ -21,8 +23,16 @@ OPTIONS = RouterTrainingOptions(model="tiny", data="demo", beta=20.0)
 CANDIDATES = (2, 3)
 
 
-def tiny_router() -> MetaRouter:
-    return MetaRouter(RouterConfig(model_width=WIDTH, candidates=CANDIDATES, width=32, num_heads=4))
+def tiny_router(match_heads: int = 0) -> MetaRouter:
+    return MetaRouter(
+        RouterConfig(
+            model_width=WIDTH,
+            candidates=CANDIDATES,
+            width=32,
+            num_heads=4,
+            match_heads=match_heads,
+        )
+    )
 
 
 def bright_tokens(bank: PictureBank, picture_idx: int) -> torch.Tensor:
@@ -56,9 +66,15 @@ def planted_samples(bank: PictureBank, count: int) -> list[Measured]:
     return samples
 
 
-def schedule(epochs: int) -> Schedule:
+def schedule(epochs: int, muon: float = 0.0) -> Schedule:
     return Schedule(
-        name="test", epochs=epochs, batch_size=4, learning_rate=1e-2, weight_decay=0.0, seed=0
+        name="test",
+        epochs=epochs,
+        batch_size=4,
+        learning_rate=1e-2,
+        weight_decay=0.0,
+        seed=0,
+        muon_learning_rate=muon,
     )
 
 
@@ -85,9 +101,10 @@ def test_a_planted_preference_is_learned(bank: PictureBank) -> None:
     assert bool((layers_BN[:, 1] > layers_BN[:, 0]).all())
 
 
-def test_attention_is_imitated(bank: PictureBank) -> None:
+@pytest.mark.parametrize("muon", [0.0, 0.02])
+def test_attention_is_imitated(bank: PictureBank, muon: float) -> None:
     network = tiny_router()
-    fit(network, planted_samples(bank, 24), bank, attention_loss, schedule(6))
+    fit(network, planted_samples(bank, 24), bank, attention_loss, schedule(6, muon))
     assert_ranks_bright_tokens_first(network, bank)
 
 
@@ -99,8 +116,34 @@ def test_samples_without_a_clear_pair_teach_nothing(bank: PictureBank) -> None:
     assert PreferenceLoss(OPTIONS)([alike], tokens_BV, layers_BN).item() == 0
 
 
-def test_a_question_scores_the_same_padded_and_alone(bank: PictureBank) -> None:
-    network, samples = tiny_router(), planted_samples(bank, 4)
+def test_a_match_tells_which_token_the_question_names() -> None:
+    """Every question names one of the picture's tokens by its own vector: no saliency helps."""
+    torch.manual_seed(0)
+    network = tiny_router(match_heads=4)
+    rate = torch.optim.Adam(network.parameters(), lr=3e-3)
+
+    def draw(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        visual_BVD = torch.randn(count, 12, WIDTH)
+        named_B = torch.randint(12, (count,))
+        words_BQD = torch.randn(count, 3, WIDTH)
+        words_BQD[:, 1] = visual_BVD[torch.arange(count), named_B]
+        return visual_BVD, words_BQD, named_B
+
+    for _ in range(60):
+        visual_BVD, words_BQD, named_B = draw(32)
+        loss = cross_entropy(network(visual_BVD, words_BQD)[0], named_B)
+        rate.zero_grad()
+        loss.backward()
+        rate.step()
+    visual_BVD, words_BQD, named_B = draw(200)
+    with torch.no_grad():
+        found_B = network(visual_BVD, words_BQD)[0].argmax(-1)
+    assert (found_B == named_B).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("match_heads", [0, 4])
+def test_a_question_scores_the_same_padded_and_alone(bank: PictureBank, match_heads: int) -> None:
+    network, samples = tiny_router(match_heads), planted_samples(bank, 4)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(0, 0.2)

@@ -73,12 +73,34 @@ def test_a_repeated_run_reads_its_measured_actions_and_gives_the_same_weights(
     assert len(list((tmp_path / "work").iterdir())) == 1
 
 
+@pytest.mark.timeout(60)
+def test_imitation_has_pictures_of_its_own_and_later_rounds_try_the_routers_own_scores(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    manifest = train_router(
+        options(
+            tiny_folder,
+            tmp_path / "router",
+            imitation_samples=8,
+            questions_per_image=2,
+            match_heads=4,
+            muon_learning_rate=0.02,
+            rounds=2,
+            on_policy=True,
+        )
+    )
+    assert manifest.training["glances"] == 8
+    assert manifest.training["samples"] == 6
+    assert manifest.network["match_heads"] == 4
+
+
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
         ({"first_candidate": 4}, "first_candidate"),
         ({"proposal_layers": (9,)}, "proposal_layers"),
         ({"width": 30}, "width"),
+        ({"match_heads": 5}, "match_heads"),
         ({"data": "demo:4", "calibration_samples": 4}, "data"),
     ],
 )
