@@ -49,9 +49,10 @@ FULL = Preset(
         "pool",
         "shortgpt",
     ),
-    budgets=("0.5", "0.35", "0.25", "tokens=12%", "tokens=6%"),
-    limits={"none": 4000, "par": 4000, "mmtok": 4000, "*": 1000},
+    budgets=("0.5", "0.35", "0.25", "0.13", "tokens=12%", "tokens=6%"),
+    limits={"none": 4000, "par": 4000, "cdpruner": 4000, "*": 1000},
     output=Path("evaluation/full"),
+    selection=150,
 )
 
 SHORT = Preset(
