@@ -163,7 +163,7 @@ def test_another_error_of_a_step_is_not_taken_for_a_lack_of_memory(
 def test_images_that_do_not_fit_the_device_even_alone_are_refused_as_such(
     runner: ModelRunner, adapter: TransformersAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_memory(_: object) -> None:
+    def no_memory(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("no")
 
     monkeypatch.setattr(adapter, "encode", no_memory)
