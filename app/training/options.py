@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+_OF_IMITATION = {"imitation_samples", "init_epochs", "init_learning_rate", "muon_learning_rate"}
+_OF_PREFERENCES = {"rounds", "on_policy"}
 
 
 class RouterTrainingOptions(BaseModel):
@@ -101,7 +111,9 @@ class RouterTrainingOptions(BaseModel):
         "0: PAR's block alone. Must divide the width.",
     )
     muon_learning_rate: float = Field(
-        default=0.0, ge=0, description="Muon's peak rate for the matrices; 0: AdamW for all."
+        default=0.0,
+        ge=0,
+        description="Muon's peak rate for the matrices while imitating; 0: AdamW for all.",
     )
     reduction: Literal["mean", "sum"] = Field(
         default="mean", description="Of the log-probabilities of an action's single choices."
@@ -119,3 +131,16 @@ class RouterTrainingOptions(BaseModel):
         description="Control: train on the question of another sample. Such a router shows what "
         "can be had without reading the question.",
     )
+
+    @model_validator(mode="after")
+    def _is_heeded(self) -> RouterTrainingOptions:
+        """An option of a lesson that is not given would change nothing."""
+        lessons = {
+            "--init attention": (self.init == "attention", _OF_IMITATION),
+            "--epochs above 0": (self.epochs > 0, _OF_PREFERENCES),
+        }
+        for needed, (given, names) in lessons.items():
+            idle = sorted(names & self.model_fields_set) if not given else []
+            if idle:
+                raise ValueError(f"{', '.join(idle)} would change nothing without {needed}")
+        return self

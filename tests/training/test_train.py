@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from pydantic_settings import CliApp
 
 from app.errors import InvalidField
@@ -32,6 +33,8 @@ def options(tiny_folder: Path, output: Path, **changes) -> RouterTrainingOptions
         "init_epochs": 1,
         **changes,
     }
+    if chosen["init"] == "zero":
+        del chosen["init_epochs"]
     return RouterTrainingOptions(**chosen)
 
 
@@ -110,6 +113,19 @@ def test_options_that_do_not_fit_are_refused_by_name(
     with pytest.raises(InvalidField) as caught:
         train_router(options(tiny_folder, tmp_path, **changes))
     assert param in str(caught.value.param)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"imitation_samples": 8},
+        {"muon_learning_rate": 0.02},
+        {"init": "attention", "epochs": 0, "on_policy": True},
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(changes: dict) -> None:
+    with pytest.raises(ValidationError, match="would change nothing"):
+        RouterTrainingOptions(model="demo", data="demo", **changes)
 
 
 def test_the_command_names_what_differs_from_the_defaults_and_repeats_the_run() -> None:
