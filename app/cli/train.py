@@ -37,14 +37,22 @@ def demo(
     start: Annotated[
         Path | None, typer.Option(help="A saved model to go on from instead of from nothing.")
     ] = None,
+    refine: Annotated[
+        bool, typer.Option(help="With --start: the recipe's last run instead of its second.")
+    ] = False,
     threads: Count = None,
     seed: Annotated[int, typer.Option(help="Of scenes, weights and order.")] = 0,
 ) -> None:
     """Train the embedded model on procedural scenes; run it again to resume."""
-    from app.demo.train import DemoTrainingOptions, continued, train
+    from app.demo.train import DemoTrainingOptions, continued, refined, train
 
     logging.basicConfig(level=logging.INFO)
-    defaults = DemoTrainingOptions() if start is None else continued(start)
+    if refine and start is None:
+        raise typer.BadParameter("--refine goes on from a model: give --start as well")
+    if start is None:
+        defaults = DemoTrainingOptions()
+    else:
+        defaults = refined(start) if refine else continued(start)
     train(
         replace(
             defaults,

@@ -27,7 +27,6 @@ from app.demo.tokens import prefix_ids
 
 logger = logging.getLogger(__name__)
 WARMUP_STEPS = 30
-CONSTANT_SHARE = 0.55
 FINAL_RATE = 0.03
 GRADIENT_CLIP = 1.0
 
@@ -37,6 +36,7 @@ class DecoderOptions:
     num_steps: int = 1800
     muon_lr: float = 0.012
     adam_lr: float = 1.5e-3
+    constant_share: float = 0.55
     grounding_layer: int = 6
     grounding_heads: int = 2
     noun_weight: float = 0.4
@@ -138,7 +138,9 @@ class DecoderTraining:
         self.adam.zero_grad(set_to_none=True)
         result.loss.backward()
         nn.utils.clip_grad_norm_(self.adam.param_groups[0]["params"], GRADIENT_CLIP)
-        rate = learning_rate_factor(self.step, self.options.num_steps)
+        rate = learning_rate_factor(
+            self.step, self.options.num_steps, constant_share=self.options.constant_share
+        )
         self.muon.param_groups[0]["lr"] = self.options.muon_lr * rate
         self.adam.param_groups[0]["lr"] = self.options.adam_lr * rate
         self.muon.step()
@@ -224,13 +226,13 @@ def tally_loss(attention_NC: Tensor, centres_NV: Tensor, num_prefix: int) -> Ten
     return loss
 
 
-def learning_rate_factor(step: int, num_steps: int) -> float:
-    """Short warm-up, constant for 55 %, then a cosine to nearly zero."""
+def learning_rate_factor(step: int, num_steps: int, *, constant_share: float) -> float:
+    """Short warm-up, constant for that share of the steps, then a cosine to nearly zero."""
     progress = step / num_steps
     warm = min(1.0, (step + 1) / WARMUP_STEPS)
-    if progress < CONSTANT_SHARE:
+    if progress < constant_share:
         return warm
-    fall = 0.5 * (1 + math.cos(math.pi * (progress - CONSTANT_SHARE) / (1 - CONSTANT_SHARE)))
+    fall = 0.5 * (1 + math.cos(math.pi * (progress - constant_share) / (1 - constant_share)))
     return warm * (FINAL_RATE + (1 - FINAL_RATE) * fall)
 
 

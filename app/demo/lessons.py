@@ -21,6 +21,7 @@ from app.demo.tokens import tokenise
 EASY_TYPES = ("exist", "count", "colour", "shape", "size", "corner", "where")
 HARD_TYPES = ("count", "position", "compare", "describe")
 RELATION_TYPES = ("position", "compare")
+NUMBER_TYPES = ("count", "compare")
 MAX_EASY_OBJECTS = 5
 
 
@@ -39,20 +40,22 @@ class Plan:
     max_blocks: int = 6
     per_type: int = 3
     yes_no_relations: int = 3
+    # Further questions of each type that counts, for a model that has learned the rest.
+    per_number_type: int = 0
     max_layer_drop: float = 0.15
 
     @classmethod
     def continued(cls, **changes: Any) -> Plan:
         """For a model that has been through the first stages: hard types at once."""
-        return cls(
-            easy_scenes_until=0,
-            easy_types_until=0,
-            informed_until=0,
-            hard_types_from=0,
-            drill_from=0,
-            drill_until=0.12,
-            **changes,
-        )
+        stages: dict[str, Any] = {
+            "easy_scenes_until": 0,
+            "easy_types_until": 0,
+            "informed_until": 0,
+            "hard_types_from": 0,
+            "drill_from": 0,
+            "drill_until": 0.12,
+        }
+        return cls(**(stages | changes))
 
     def drills(self, progress: float) -> bool:
         """Whether relations are practised on easy scenes with every object in sight."""
@@ -119,6 +122,10 @@ def _draw_questions(scene: Scene, asker: Random, plan: Plan, progress: float) ->
         questions = ask_questions(scene, asker, per_type=count + 1, types=HARD_TYPES)
         questions += ask_questions(scene, asker, per_type=(count + 1) // 2, types=others)
         questions += _ask_yes_no(scene, asker, plan.yes_no_relations)
+        if plan.per_number_type:
+            questions += ask_questions(
+                scene, asker, per_type=plan.per_number_type, types=NUMBER_TYPES
+            )
     asker.shuffle(questions)
     return questions
 

@@ -61,6 +61,24 @@ def continued(start: Path) -> DemoTrainingOptions:
     )
 
 
+def refined(start: Path) -> DemoTrainingOptions:
+    """The third run: other lessons at a falling rate, more counting, cues up to the end."""
+    return DemoTrainingOptions(
+        start=start,
+        decoder=DecoderOptions(
+            num_steps=2200,
+            muon_lr=0.006,
+            adam_lr=7e-4,
+            constant_share=0.25,
+            tally_weight=0.5,
+            seed=2,
+        ),
+        plan=Plan.continued(
+            max_blocks=8, drill_until=0, grounded_until=1.0, yes_no_relations=1, per_number_type=4
+        ),
+    )
+
+
 def train(options: DemoTrainingOptions) -> None:
     """Train and save the model; writes checkpoints to `work` and weights to `output`."""
     torch.set_num_threads(options.num_threads)
@@ -76,7 +94,9 @@ def train(options: DemoTrainingOptions) -> None:
     model.requires_grad_(False)
     model.model.language_model.requires_grad_(True)
     model.lm_head.requires_grad_(True)
-    decoder_options = replace(options.decoder, seed=options.seed, scene_seed=options.seed)
+    decoder_options = replace(
+        options.decoder, seed=options.decoder.seed + options.seed, scene_seed=options.seed
+    )
     training = DecoderTraining(model, tokenizer, pool, options.work, decoder_options, options.plan)
 
     def evaluate(decoder: PackedDecoder, step: int) -> None:
