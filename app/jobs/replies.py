@@ -1,0 +1,33 @@
+"""Replies of a client that decodes to text, with the types that redis-py cannot know."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from redis.asyncio import Redis
+
+
+async def read_hash(client: Redis, name: str) -> dict[str, str]:
+    """Empty where there is no such key."""
+    return cast("dict[str, str]", await client.hgetall(name))
+
+
+async def read_list(client: Redis, name: str) -> list[str]:
+    return cast("list[str]", await client.lrange(name, 0, -1))
+
+
+async def read_ranks(client: Redis, name: str) -> list[str]:
+    """Members of a sorted set, lowest score first."""
+    return cast("list[str]", await client.zrange(name, 0, -1))
+
+
+async def read_stream(client: Redis, name: str) -> list[tuple[str, dict[str, str]]]:
+    return cast("list[tuple[str, dict[str, str]]]", await client.xrange(name))
+
+
+async def read_pending(client: Redis, name: str, group: str) -> set[str]:
+    """Ids of entries that were handed out and not acknowledged, at most a million."""
+    rows = cast(
+        "list[dict[str, Any]]", await client.xpending_range(name, group, "-", "+", 1_000_000)
+    )
+    return {str(row["message_id"]) for row in rows}

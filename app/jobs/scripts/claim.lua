@@ -1,0 +1,49 @@
+#!lua flags=allow-oom
+-- Hand out lines that wait; each gets a fence of its own.
+-- ARGV: worker, wanted, running, lease in ms, solo lease in ms
+-- -> {job, fence, tenant, ref, attempts}...
+local worker, want, running = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local out, t = {}, now()
+redis.call('ZADD', P .. 'workers', t, worker)
+
+local function waiting(lane)
+  local pending = redis.call('XPENDING', P .. 'lane:' .. lane, 'g')
+  return redis.call('XLEN', P .. 'lane:' .. lane) - number(pending[1])
+end
+
+-- A suspect line runs alone: one worker lets its batch run empty, then takes one line at a time.
+if waiting('suspect') > 0 then
+  redis.call('SET', P .. 'solo', worker, 'NX', 'PX', ARGV[5])
+end
+local alone = redis.call('GET', P .. 'solo') == worker
+if alone then
+  if running == 0 and waiting('suspect') == 0 then
+    redis.call('DEL', P .. 'solo')
+    alone = false
+  else
+    redis.call('PEXPIRE', P .. 'solo', ARGV[5])
+    if running > 0 then return out end
+  end
+end
+
+for _, lane in ipairs(alone and {'suspect'} or {'retry', 'batch'}) do
+  local left = alone and 1 or want - #out
+  if left > 0 then
+    local read = redis.call('XREADGROUP', 'GROUP', 'g', worker, 'COUNT', left, 'STREAMS',
+      P .. 'lane:' .. lane, '>')
+    for _, entry in ipairs(read and read[1][2] or {}) do
+      local sid, job = entry[1], entry[2][2]
+      local j = get('job', job, 'state', 'sid', 'tenant', 'ref')
+      if j[1] == 'queued' and j[2] == sid then
+        local fence = redis.call('HINCRBY', P .. 'job:' .. job, 'fence', 1)
+        local attempts = redis.call('HINCRBY', P .. 'job:' .. job, 'attempts', 1)
+        redis.call('HSET', P .. 'job:' .. job, 'state', 'running', 'owner', worker, 'started_ms', t)
+        if attempts > 1 then redis.call('HINCRBY', P .. 'stats', 'redelivered', 1) end
+        out[#out + 1] = {job, fence, j[3], j[4], attempts}
+      else
+        take_out(lane, sid)
+      end
+    end
+  end
+end
+return out

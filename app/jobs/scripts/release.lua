@@ -1,0 +1,11 @@
+#!lua flags=allow-oom
+-- Hand a line back that was not finished, as at the end of a process; no crash is counted.
+-- ARGV: job, fence, window
+local j = get('job', ARGV[1], 'state', 'fence', 'cancel', 'slane')
+if j[1] ~= 'running' or j[2] ~= ARGV[2] then return 0 end
+if j[3] ~= '' then
+  publish(ARGV[1], j[3], '', false, tonumber(ARGV[3]))
+else
+  requeue(ARGV[1], j[4] == 'suspect' and 'suspect' or 'retry')
+end
+return 1

@@ -1,0 +1,12 @@
+#!lua flags=allow-oom
+-- Let the jobs of a batch that has ended fade; its files say everything.
+-- ARGV: batch, fence, number of the first line, how many, lifetime in s -> 1 when all are done
+local batch, key = ARGV[1], P .. 'batch:' .. ARGV[1]
+local b = redis.call('HMGET', key, 'fence', 'forget_ms', 'submitted')
+if b[1] ~= ARGV[2] or not b[2] then return -1 end
+local first = tonumber(ARGV[3])
+local last = math.min(first + ARGV[4], number(b[3]))
+for line = first, last - 1 do redis.call('EXPIRE', P .. 'job:' .. batch .. '/' .. line, ARGV[5]) end
+if last < number(b[3]) then return 0 end
+redis.call('HSET', key, 'swept', 1)
+return 1
