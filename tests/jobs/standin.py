@@ -1,0 +1,112 @@
+"""A worker process whose engine is a stand-in: it steps, and each line takes so many steps.
+
+`python -m tests.jobs.standin URL DATA [options]`: the real worker, queue, heartbeat and volume;
+only the answers are made up: a line's answer is its question spelled backwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from app.jobs.beat import Progress
+from app.jobs.connection import connect
+from app.jobs.queue import Queue
+from app.jobs.store import Store
+from app.jobs.transitions import QueueLimits
+from app.jobs.worker import Answered, Worker
+
+POISON = "poison"
+
+
+class StandInEngine:
+    """Continuous batching without a model: one step at a time serves everyone who is there."""
+
+    def __init__(self, *, slots: int, step_seconds: float, steps: int) -> None:
+        self.slots, self.steps = slots, steps
+        self._step_seconds = step_seconds
+        self.num_steps = 0
+        self.num_running = 0
+        self._stepped = asyncio.Event()
+        self._wanted = asyncio.Event()
+
+    def free_slots(self, executing: int) -> int:
+        return self.slots - max(executing, self.num_running)
+
+    def progress(self, hang_seconds: float) -> Progress:
+        return Progress(
+            lambda: self.num_steps, lambda: self.num_running > 0, hang_seconds=hang_seconds
+        )
+
+    async def step_on(self) -> None:
+        while True:
+            await self._wanted.wait()
+            await asyncio.sleep(self._step_seconds)
+            self.num_steps += 1
+            stepped, self._stepped = self._stepped, asyncio.Event()
+            stepped.set()
+            if not self.num_running:
+                self._wanted.clear()
+
+    async def __call__(
+        self, url: str, body: Mapping[str, Any], *, tenant: str, id: str
+    ) -> Answered:
+        self.num_running += 1
+        self._wanted.set()
+        try:
+            for step in range(self.steps):
+                await self._stepped.wait()
+                if step == self.steps // 2 and POISON in body["question"]:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            self.num_running -= 1
+        usage = {"prompt_tokens": 7, "completion_tokens": self.steps}
+        return Answered(status=200, body={"answer": body["question"][::-1], "usage": usage})
+
+
+async def work(args: argparse.Namespace) -> None:
+    limits = QueueLimits(lease_ms=args.lease_ms, window=args.window)
+    client = connect(args.url)
+    engine = StandInEngine(slots=args.slots, step_seconds=args.step_ms / 1000, steps=args.steps)
+    stepping = asyncio.create_task(engine.step_on())
+    worker = Worker(
+        Queue(client, limits),
+        lambda: Queue(connect(args.url), limits),
+        Store(args.data),
+        engine,
+        free_slots=engine.free_slots,
+        progress=engine.progress(args.hang_seconds),
+        beat_seconds=args.lease_ms / 6000,
+    )
+    running = asyncio.create_task(worker.run())
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    await asyncio.wait([running, asyncio.create_task(ended.wait())], return_when="FIRST_COMPLETED")
+    await worker.stop()
+    await running
+    stepping.cancel()
+    await client.aclose()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("url")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--step-ms", type=float, default=10)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--lease-ms", type=int, default=1000)
+    parser.add_argument("--window", type=int, default=64)
+    parser.add_argument("--hang-seconds", type=float, default=60)
+    logging.basicConfig(level=logging.WARNING)
+    asyncio.run(work(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Crashes of workers and of Redis: nothing is lost, nothing is published twice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from app.jobs.connection import connect
+from app.jobs.queue import Queue
+from app.jobs.states import JobState
+from app.jobs.store import Store
+from app.jobs.transitions import QueueLimits
+from tests.jobs.fleet import Fleet, check_all, load_batch, num_ended, questions, wait_until_ended
+from tests.jobs.servers import BINARIES, RunningServer, running_server
+
+pytestmark = pytest.mark.timeout(600)
+
+SEED = 20261121
+LEASE_MS = 1000
+
+
+@pytest.fixture(params=BINARIES)
+def own_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunningServer]:
+    with running_server(request.param, tmp_path / "redis") as server:
+        yield server
+
+
+@pytest.fixture
+async def queue(own_server: RunningServer) -> AsyncIterator[Queue]:
+    client = connect(own_server.url)
+    queue = Queue(client, QueueLimits(lease_ms=LEASE_MS))
+    await queue.prepare()
+    yield queue
+    await client.aclose()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "data")
+
+
+@pytest.fixture
+def rng() -> Random:
+    return Random(SEED)
+
+
+def _tell(check: str, **figures: object) -> None:
+    """The summary line of a check; `pytest -rA` or `-s` shows it."""
+    print(check, f"seed={SEED}", *(f"{name}={value}" for name, value in figures.items()))
+
+
+async def test_r1_workers_killed_mid_batch_lose_nothing(queue, own_server, store, rng, long_form):
+    count, kills = (1000, 20) if long_form else (200, 4)
+    asked = questions(count)
+    batch = await load_batch(queue, store, asked)
+    began = time.monotonic()
+    with Fleet(own_server.url, store.folder) as fleet:
+        for kill in range(kills):
+            await _wait_for(queue, batch, count * kill // (kills + 1) + 1, fleet)
+            fleet.kill_one(rng)
+        await wait_until_ended(queue, [batch], fleet, seconds=300)
+    found = await check_all(queue, store, batch, asked)
+    stats = (await queue.census()).stats
+    _tell("R-1", lines=count, kills=kills, **found, **stats, s=round(time.monotonic() - began, 1))
+    assert found == {JobState.DONE: count}
+    assert stats["lease_lost"] > 0, "no kill hit a running line: the run proved nothing"
+
+
+async def test_r2_a_killed_server_loses_nothing(queue, own_server, store, rng, long_form):
+    count, kills = (1000, 5) if long_form else (150, 2)
+    asked = questions(count)
+    batch = await load_batch(queue, store, asked)
+    with Fleet(own_server.url, store.folder) as fleet:
+        for kill in range(kills):
+            await _wait_for(queue, batch, count * (kill + 1) // (kills + 2), fleet)
+            own_server.kill()
+            await asyncio.sleep(rng.uniform(0, 1.5 * LEASE_MS / 1000))
+            own_server.start()
+        await wait_until_ended(queue, [batch], fleet, seconds=300)
+        assert fleet.num_died == 0, "a worker must wait for Redis, not die of its absence"
+    found = await check_all(queue, store, batch, asked)
+    _tell("R-2", lines=count, kills=kills, **found, **(await queue.census()).stats)
+    assert found == {JobState.DONE: count}
+
+
+async def test_r3_a_frozen_worker_that_wakes_is_refused(queue, own_server, store, rng, long_form):
+    count, freezes = (1000, 10) if long_form else (250, 2)
+    asked = questions(count)
+    batch = await load_batch(queue, store, asked)
+    with Fleet(own_server.url, store.folder, options=["--steps", "30"]) as fleet:
+        for freeze in range(freezes):
+            await _wait_for(queue, batch, count * freeze // (freezes + 2) + 1, fleet)
+            frozen = rng.choice(fleet.members)
+            fleet.freeze(frozen)
+            await asyncio.sleep(2.5 * LEASE_MS / 1000)
+            fleet.thaw(frozen)
+        await wait_until_ended(queue, [batch], fleet, seconds=300)
+        await asyncio.sleep(0.5)
+    found = await check_all(queue, store, batch, asked)
+    stats = (await queue.census()).stats
+    _tell("R-3", lines=count, freezes=freezes, **found, **stats)
+    assert found == {JobState.DONE: count}
+    assert stats["stale_results"] > 0, "no stale result came: the run proved nothing"
+
+
+async def test_r4_poison_ends_alone_and_takes_no_innocent_line_along(
+    queue, own_server, store, long_form
+):
+    count, poison = (600, (50, 250, 450)) if long_form else (120, (30,))
+    asked = questions(count, poison)
+    batch = await load_batch(queue, store, asked)
+    with Fleet(own_server.url, store.folder) as fleet:
+        await wait_until_ended(queue, [batch], fleet, seconds=300)
+        died = fleet.num_died
+    found = await check_all(queue, store, batch, asked)
+    census = await queue.census()
+    _tell("R-4", lines=count, poison=len(poison), died=died, **found, **census.stats)
+    assert found == {JobState.DONE: count - len(poison), JobState.FAILED: len(poison)}
+    assert census.dead == len(poison)
+    assert died <= 4 * len(poison)
+
+
+async def _wait_for(queue: Queue, batch: str, ended: int, fleet: Fleet) -> None:
+    while await num_ended(queue, [batch]) < ended:
+        fleet.mend()
+        await asyncio.sleep(0.02)
