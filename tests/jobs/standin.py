@@ -20,7 +20,7 @@ from app.jobs.connection import connect
 from app.jobs.queue import Queue
 from app.jobs.store import Store
 from app.jobs.transitions import QueueLimits
-from app.jobs.worker import Answered, Worker
+from app.jobs.worker import Answered, Worker, look_ahead
 
 POISON = "poison"
 
@@ -35,9 +35,10 @@ class StandInEngine:
         self.num_running = 0
         self._stepped = asyncio.Event()
         self._wanted = asyncio.Event()
+        self._places = asyncio.Semaphore(slots)
 
     def free_slots(self, executing: int) -> int:
-        return self.slots - max(executing, self.num_running)
+        return self.slots + look_ahead(self.slots) - executing
 
     def progress(self, hang_seconds: float) -> Progress:
         return Progress(
@@ -57,17 +58,21 @@ class StandInEngine:
     async def __call__(
         self, url: str, body: Mapping[str, Any], *, tenant: str, id: str
     ) -> Answered:
-        self.num_running += 1
-        self._wanted.set()
-        try:
-            for step in range(self.steps):
-                await self._stepped.wait()
-                if step == self.steps // 2 and POISON in body["question"]:
-                    os.kill(os.getpid(), signal.SIGKILL)
-        finally:
-            self.num_running -= 1
+        async with self._places:
+            self.num_running += 1
+            self._wanted.set()
+            try:
+                await self._run(is_poison=POISON in body["question"])
+            finally:
+                self.num_running -= 1
         usage = {"prompt_tokens": 7, "completion_tokens": self.steps}
         return Answered(status=200, body={"answer": body["question"][::-1], "usage": usage})
+
+    async def _run(self, *, is_poison: bool) -> None:
+        for step in range(self.steps):
+            await self._stepped.wait()
+            if is_poison and step == self.steps // 2:
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 async def work(args: argparse.Namespace) -> None:
