@@ -20,9 +20,10 @@ from typing import Any, Protocol
 from redis.exceptions import RedisError
 
 from app.jobs.beat import Heart, Leases, Progress
+from app.jobs.ids import derived_line_id
 from app.jobs.keys import BEAT_SECONDS
 from app.jobs.queue import Queue
-from app.jobs.records import LineResult
+from app.jobs.records import LineRef, LineResult
 from app.jobs.states import JobState
 from app.jobs.transitions import Beat, Claim
 
@@ -60,12 +61,12 @@ class Answer(Protocol):
 
 
 class Volume(Protocol):
-    """Where inputs and results lie."""
+    """Where inputs and results lie. Its methods block, so they are called in threads."""
 
-    async def read(self, sha256: str, *, offset: int, length: int) -> bytes: ...
+    def read(self, sha256: str, offset: int, length: int) -> bytes: ...
 
-    async def put_result(self, batch: str, content: bytes) -> str:
-        """Durable when it returns -> sha256."""
+    def put_result(self, batch: str, data: bytes) -> str:
+        """Durable when it returns -> SHA-256."""
         ...
 
 
@@ -165,13 +166,16 @@ class Worker:
 
     async def _patiently(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do it again and again; the longer Redis is away, the longer the wait, up to 2 s."""
-        failures = 0
+        failures = 1
         while not self._stopping:
             try:
+                if failures:
+                    # A server that was emptied, or is new, has no lanes yet.
+                    await self._queue.prepare()
                 await work()
                 failures = 0
             except (RedisError, OSError):
-                if not failures:
+                if failures <= 1:
                     logger.warning("batch jobs wait for Redis", exc_info=True)
                 failures += 1
                 longest = min(_MAX_BACKOFF_SECONDS, 0.05 * 2 ** min(failures, 10))
@@ -208,10 +212,9 @@ class Worker:
         ending.add_done_callback(self._publishing.discard)
 
     async def _respond(self, claim: Claim) -> _Outcome:
-        ref = claim.ref
-        raw = await self._volume.read(ref.sha256, offset=ref.offset, length=ref.length)
-        line = await asyncio.to_thread(json.loads, raw)
-        id = f"batch_req_{claim.job.partition('_')[2].replace('/', '_')}"
+        line = await asyncio.to_thread(self._read_line, claim.ref)
+        batch, _, idx = claim.job.partition("/")
+        id = derived_line_id(batch, int(idx))
         answered = await self._answer_patiently(line["url"], line["body"], claim.tenant, id)
         if answered.code in GIVE_BACK:
             return _Outcome(give_back=True)
@@ -228,6 +231,10 @@ class Worker:
         )
         state = JobState.DONE if answered.status == 200 else JobState.FAILED
         return _Outcome(state=state, content=content, result=result)
+
+    def _read_line(self, ref: LineRef) -> Mapping[str, Any]:
+        line: Mapping[str, Any] = json.loads(self._volume.read(ref.sha256, ref.offset, ref.length))
+        return line
 
     async def _answer_patiently(
         self, url: str, body: Mapping[str, Any], tenant: str, id: str
@@ -264,7 +271,7 @@ class Worker:
         result = outcome.result
         if outcome.content:
             batch = claim.job.partition("/")[0]
-            sha256 = await self._volume.put_result(batch, outcome.content)
+            sha256 = await asyncio.to_thread(self._volume.put_result, batch, outcome.content)
             result = result.model_copy(update={"sha256": sha256})
         if not await self._queue.done(claim.job, claim.fence, outcome.state, result):
             logger.warning("a stale result was refused", extra={"job": claim.job})

@@ -46,7 +46,7 @@ async def load_batch(queue: Queue, store: Store, asked: Sequence[str], *, tenant
         + b"\n"
         for n, question in enumerate(asked)
     ]
-    sha256 = await store_input(store, b"".join(lines))
+    sha256 = store_input(store, b"".join(lines))
     batch = f"batch_{secrets.token_urlsafe(18)}"
     await queue.create(
         NewBatch(
@@ -80,11 +80,11 @@ async def _tend(queue: Queue, batch: str) -> Tended:
             return tended
 
 
-async def store_input(store: Store, content: bytes) -> str:
-    async def chunks():
-        yield content
-
-    return (await store.put(chunks())).sha256
+def store_input(store: Store, content: bytes) -> str:
+    store.prepare()
+    draft = store.draft()
+    draft.write(content)
+    return draft.commit()
 
 
 @dataclass
@@ -153,7 +153,7 @@ async def wait_until_ended(
         if not left:
             return
         assert time.monotonic() < deadline, f"{left} lines have not ended; {await queue.census()}"
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.02)
 
 
 async def check_all(
@@ -170,7 +170,7 @@ async def check_all(
         if job.state == JobState.DONE:
             assert job.result is not None
             assert job.result.sha256 is not None
-            answer = json.loads(await store.read_result(batch, job.result.sha256))
+            answer = json.loads(store.read_result(batch, job.result.sha256))
             assert answer["body"]["answer"] == question[::-1]
     census = await queue.census()
     assert census.lines == census.backlog == 0

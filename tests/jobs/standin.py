@@ -78,12 +78,14 @@ class StandInEngine:
 async def work(args: argparse.Namespace) -> None:
     limits = QueueLimits(lease_ms=args.lease_ms, window=args.window)
     client = connect(args.url)
+    store = Store(args.data)
+    store.prepare()
     engine = StandInEngine(slots=args.slots, step_seconds=args.step_ms / 1000, steps=args.steps)
     stepping = asyncio.create_task(engine.step_on())
     worker = Worker(
         Queue(client, limits),
         lambda: Queue(connect(args.url), limits),
-        Store(args.data),
+        store,
         engine,
         free_slots=engine.free_slots,
         progress=engine.progress(args.hang_seconds),

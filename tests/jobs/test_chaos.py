@@ -24,7 +24,16 @@ SEED = 20261121
 LEASE_MS = 1000
 
 
-@pytest.fixture(params=BINARIES)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each check on both programs in the long form, on one of them in turn in the short."""
+    if "own_server" in metafunc.fixturenames:
+        turn = int(metafunc.function.__name__.split("_")[1].removeprefix("r")) % len(BINARIES)
+        long_form = metafunc.config.getoption("--long")
+        programs = BINARIES if long_form else [BINARIES[turn]]
+        metafunc.parametrize("own_server", programs, indirect=True)
+
+
+@pytest.fixture
 def own_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunningServer]:
     with running_server(request.param, tmp_path / "redis") as server:
         yield server
@@ -59,7 +68,7 @@ async def test_r1_workers_killed_mid_batch_lose_nothing(queue, own_server, store
     asked = questions(count)
     batch = await load_batch(queue, store, asked)
     began = time.monotonic()
-    with Fleet(own_server.url, store.folder) as fleet:
+    with Fleet(own_server.url, store.results.parent) as fleet:
         for kill in range(kills):
             await _wait_for(queue, batch, count * kill // (kills + 1) + 1, fleet)
             fleet.kill_one(rng)
@@ -75,7 +84,7 @@ async def test_r2_a_killed_server_loses_nothing(queue, own_server, store, rng, l
     count, kills = (1000, 5) if long_form else (150, 2)
     asked = questions(count)
     batch = await load_batch(queue, store, asked)
-    with Fleet(own_server.url, store.folder) as fleet:
+    with Fleet(own_server.url, store.results.parent) as fleet:
         for kill in range(kills):
             await _wait_for(queue, batch, count * (kill + 1) // (kills + 2), fleet)
             own_server.kill()
@@ -92,7 +101,7 @@ async def test_r3_a_frozen_worker_that_wakes_is_refused(queue, own_server, store
     count, freezes = (1000, 10) if long_form else (250, 2)
     asked = questions(count)
     batch = await load_batch(queue, store, asked)
-    with Fleet(own_server.url, store.folder, options=["--steps", "30"]) as fleet:
+    with Fleet(own_server.url, store.results.parent, options=["--steps", "30"]) as fleet:
         for freeze in range(freezes):
             await _wait_for(queue, batch, count * freeze // (freezes + 2) + 1, fleet)
             frozen = rng.choice(fleet.members)
@@ -114,7 +123,7 @@ async def test_r4_poison_ends_alone_and_takes_no_innocent_line_along(
     count, poison = (600, (50, 250, 450)) if long_form else (120, (30,))
     asked = questions(count, poison)
     batch = await load_batch(queue, store, asked)
-    with Fleet(own_server.url, store.folder) as fleet:
+    with Fleet(own_server.url, store.results.parent) as fleet:
         await wait_until_ended(queue, [batch], fleet, seconds=300)
         died = fleet.num_died
     found = await check_all(queue, store, batch, asked)
