@@ -131,6 +131,6 @@ class Heart(threading.Thread):
             try:
                 self._on_beat(await beat(held))
                 return
-            except (RedisError, OSError):
-                logger.warning("a heartbeat failed", exc_info=True)
+            except (RedisError, OSError) as err:
+                logger.warning("a heartbeat failed: %s", type(err).__name__)
                 await asyncio.sleep(min(_RETRY_SECONDS, self._seconds))

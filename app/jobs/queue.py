@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
 
 from app.jobs import keys
 from app.jobs.codec import batch_from_hash, job_from_hash
@@ -52,14 +51,7 @@ class Queue:
 
     async def prepare(self, *, start: str = "0") -> None:
         """Make the lanes' consumer groups. They read from the beginning: work may be older."""
-        for lane in keys.LANES:
-            try:
-                await self.client.xgroup_create(
-                    key("lane", lane), keys.GROUP, id=start, mkstream=True
-                )
-            except ResponseError as err:
-                if "BUSYGROUP" not in str(err):
-                    raise
+        await self._run("prepare", start)
 
     async def create(self, new: NewBatch) -> tuple[Admission, str]:
         """Admit a batch -> how, and the id of the batch or the number of lines in the way."""

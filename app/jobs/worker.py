@@ -174,9 +174,9 @@ class Worker:
                     await self._queue.prepare()
                 await work()
                 failures = 0
-            except (RedisError, OSError):
+            except (RedisError, OSError) as err:
                 if failures <= 1:
-                    logger.warning("batch jobs wait for Redis", exc_info=True)
+                    logger.warning("batch jobs wait for Redis: %s", type(err).__name__)
                 failures += 1
                 longest = min(_MAX_BACKOFF_SECONDS, 0.05 * 2 ** min(failures, 10))
                 await asyncio.sleep(random.uniform(longest / 2, longest))

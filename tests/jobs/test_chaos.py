@@ -10,18 +10,21 @@ from random import Random
 
 import pytest
 
-from app.jobs.connection import connect
+from app.jobs.connection import REPLY_SECONDS, connect
 from app.jobs.queue import Queue
 from app.jobs.states import JobState
 from app.jobs.store import Store
 from app.jobs.transitions import QueueLimits
 from tests.jobs.fleet import Fleet, check_all, load_batch, num_ended, questions, wait_until_ended
 from tests.jobs.servers import BINARIES, RunningServer, running_server
+from tests.jobs.wire import Wire
 
 pytestmark = pytest.mark.timeout(600)
 
 SEED = 20261121
 LEASE_MS = 1000
+# A worker may be in the middle of its lines when the network is back.
+LONGEST_LINE_SECONDS = 2.5
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -132,6 +135,51 @@ async def test_r4_poison_ends_alone_and_takes_no_innocent_line_along(
     assert found == {JobState.DONE: count - len(poison), JobState.FAILED: len(poison)}
     assert census.dead == len(poison)
     assert died <= 4 * len(poison)
+
+
+async def test_r6_a_network_that_fails_loses_nothing(queue, own_server, store, long_form):
+    cuts, holes, away = (10, 3, 10.0) if long_form else (2, 1, 1.5)
+    count = 2000 if long_form else 400
+    asked = questions(count)
+    batch = await load_batch(queue, store, asked)
+    slow = ["--step-ms", "250" if long_form else "60"]
+    returns = []
+    async with Wire(own_server.socket) as wire:
+        with Fleet(wire.url, store.results.parent, options=slow) as fleet:
+            await _wait_for(queue, batch, 1, fleet)
+            for _ in range(cuts):
+                await wire.cut()
+                await asyncio.sleep(away)
+                returns.append(await _seconds_to_return(queue, wire, batch))
+            for _ in range(holes):
+                wire.swallow()
+                await asyncio.sleep(REPLY_SECONDS + away)
+                returns.append(await _seconds_to_return(queue, wire, batch))
+            await wait_until_ended(queue, [batch], fleet, seconds=400)
+            assert fleet.num_died == 0
+    found = await check_all(queue, store, batch, asked)
+    stats = (await queue.census()).stats
+    _tell("R-6", lines=count, cuts=cuts, holes=holes, slowest_return=max(returns), **stats)
+    assert found == {JobState.DONE: count}
+    assert max(returns) < 2 + LONGEST_LINE_SECONDS
+
+
+async def _seconds_to_return(queue: Queue, wire: Wire, batch: str) -> float:
+    """From the mended network to the first line that is claimed or ends."""
+    before = await _attempts(queue, batch)
+    await wire.mend()
+    began = time.monotonic()
+    while await _attempts(queue, batch) == before:
+        await asyncio.sleep(0.02)
+    return round(time.monotonic() - began, 2)
+
+
+async def _attempts(queue: Queue, batch: str) -> tuple[int, int]:
+    record = await queue.batch(batch)
+    assert record is not None
+    assert record.remaining, "the batch ended too early for this check"
+    census = await queue.census()
+    return record.remaining, census.lanes["batch"].running
 
 
 async def _wait_for(queue: Queue, batch: str, ended: int, fleet: Fleet) -> None:

@@ -21,6 +21,7 @@ NAMES = (
     "finalize",
     "forget",
     "keep",
+    "prepare",
     "reap",
     "release",
     "submit",
