@@ -7,16 +7,20 @@ AllrounderError
 ├── InvalidField        422   a field is wrong; `param` names it
 │   └── BudgetTooSmall  422
 ├── BadRequest          400
+│   ├── InvalidParameter       a field is wrong, on OpenAI's endpoints
 │   ├── InvalidImage, ImageTooLarge, UnsupportedImageFormat, InvalidBase64
 │   ├── ImageUrlNotAllowed, RemoteImagesDisabled
 │   ├── ContextLengthExceeded
 │   └── MalformedBody
 ├── AuthenticationFailed 401, PermissionRefused 403, NotFound 404, MethodNotAllowed 405
+├── Conflict            409
+│   └── BatchEnded, IdempotencyKeyReused
 ├── BodyTooLarge        413
 ├── UnsupportedBody     415
 ├── QueueFull           429   retryable
 ├── Unavailable         503   retryable
 │   ├── Loading, Draining, EngineDead, EngineOutOfMemory
+│   └── QueueUnavailable, QueueNotConfigured   batch jobs only
 ├── DeadlineExceeded    504
 ├── RequestCancelled    499   the caller went away; nobody reads the answer
 └── InternalError       500
@@ -70,6 +74,10 @@ class BadRequest(AllrounderError):
     status = 400
     code = "bad_request"
     type = "invalid_request_error"
+
+
+class InvalidParameter(BadRequest):
+    code = "invalid_field"
 
 
 class InvalidImage(BadRequest):
@@ -128,6 +136,20 @@ class MethodNotAllowed(AllrounderError):
     type = "invalid_request_error"
 
 
+class Conflict(AllrounderError):
+    status = 409
+    code = "conflict"
+    type = "invalid_request_error"
+
+
+class BatchEnded(Conflict):
+    code = "batch_ended"
+
+
+class IdempotencyKeyReused(Conflict):
+    code = "idempotency_key_reused"
+
+
 class BodyTooLarge(AllrounderError):
     status = 413
     code = "body_too_large"
@@ -168,6 +190,14 @@ class EngineDead(Unavailable):
 
 class EngineOutOfMemory(Unavailable):
     code = "engine_oom"
+
+
+class QueueUnavailable(Unavailable):
+    code = "queue_unavailable"
+
+
+class QueueNotConfigured(Unavailable):
+    code = "queue_not_configured"
 
 
 class DeadlineExceeded(AllrounderError):

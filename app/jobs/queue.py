@@ -17,7 +17,7 @@ from app.jobs import keys
 from app.jobs.codec import batch_from_hash, job_from_hash
 from app.jobs.keys import key
 from app.jobs.records import BatchRecord, BatchUsage, JobRecord, LineError, LineRef, LineResult
-from app.jobs.replies import read_hash
+from app.jobs.replies import read_fields, read_hash
 from app.jobs.scripts import load_sources
 from app.jobs.states import BatchStatus, JobState
 from app.jobs.transitions import (
@@ -26,6 +26,7 @@ from app.jobs.transitions import (
     Census,
     Claim,
     LaneCount,
+    LineEnd,
     NewBatch,
     NewFile,
     QueueLimits,
@@ -169,7 +170,7 @@ class Queue:
     async def finalize(self, tended: Tended, files: Sequence[NewFile], usage: BatchUsage) -> bool:
         """End the batch with these files, which are on the volume already."""
         record = await self.batch(tended.batch)
-        keep = 0 if record is None else record.keep_files_seconds or 0
+        keep = (record and record.keep_files_seconds) or self.limits.retention_seconds
         named = [
             value
             for new in files
@@ -200,6 +201,18 @@ class Queue:
     async def job(self, id: str) -> JobRecord | None:
         fields = await read_hash(self.client, key("job", id))
         return job_from_hash(id, fields) if fields else None
+
+    async def ends(self, batch: str, first: int, count: int) -> list[LineEnd]:
+        """How lines `first`, `first` + 1, ... ended; a state of None: never submitted."""
+        names = [key("job", f"{batch}/{idx}") for idx in range(first, first + count)]
+        rows = await read_fields(self.client, names, ("state", "result"))
+        return [
+            LineEnd(
+                state=JobState(state) if state else None,
+                result=LineResult.model_validate_json(result) if result else LineResult(),
+            )
+            for state, result in rows
+        ]
 
     async def census(self, *, silence_ms: int | None = None) -> Census:
         lease = self.limits.lease_ms
