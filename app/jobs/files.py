@@ -1,4 +1,7 @@
-"""Records of stored files in Redis; their bytes are the store's. Errors of redis-py pass through."""
+"""Records of stored files in Redis; their bytes are the store's.
+
+Errors of redis-py pass through.
+"""
 
 from __future__ import annotations
 

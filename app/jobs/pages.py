@@ -63,10 +63,10 @@ async def _first_rank(client: Redis, index: str, wanted: PageRequest) -> int:
     if not wanted.after:
         return 0
     rank_of = client.zrevrank if wanted.newest_first else client.zrank
-    rank = await rank_of(index, wanted.after)
+    rank = cast("int | None", await rank_of(index, wanted.after))
     if rank is None:
         raise UnknownCursor
-    return int(rank) + 1
+    return rank + 1
 
 
 async def _ids(client: Redis, index: str, rank: int, newest_first: bool) -> list[str]:

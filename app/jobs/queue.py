@@ -16,8 +16,9 @@ from redis.exceptions import ResponseError
 from app.jobs import keys
 from app.jobs.codec import batch_from_hash, job_from_hash
 from app.jobs.keys import key
+from app.jobs.pages import Page, PageRequest, read_page
 from app.jobs.records import BatchRecord, BatchUsage, JobRecord, LineError, LineRef, LineResult
-from app.jobs.replies import read_fields, read_hash
+from app.jobs.replies import read_fields, read_hash, read_hashes
 from app.jobs.scripts import load_sources
 from app.jobs.states import BatchStatus, JobState
 from app.jobs.transitions import (
@@ -198,6 +199,15 @@ class Queue:
         fields = await read_hash(self.client, key("batch", id))
         return batch_from_hash(id, fields) if fields else None
 
+    async def page(self, tenant: str, wanted: PageRequest) -> Page[BatchRecord]:
+        """Raises UnknownCursor."""
+        return await read_page(self.client, key("batches", tenant), wanted, self._read_batches)
+
+    async def made_by(self, tenant: str, idempotency_key: str) -> tuple[str, str] | None:
+        """The batch that this key made and the digest of its request."""
+        found = await read_hash(self.client, key("idem", tenant, idempotency_key))
+        return (found["id"], found["digest"]) if found else None
+
     async def job(self, id: str) -> JobRecord | None:
         fields = await read_hash(self.client, key("job", id))
         return job_from_hash(id, fields) if fields else None
@@ -227,6 +237,10 @@ class Queue:
             dead=int(dead),
             stats={stats[i]: int(stats[i + 1]) for i in range(0, len(stats), 2)},
         )
+
+    async def _read_batches(self, ids: Sequence[str]) -> Sequence[BatchRecord | None]:
+        rows = await read_hashes(self.client, [key("batch", id) for id in ids])
+        return [batch_from_hash(*pair) if pair[1] else None for pair in zip(ids, rows, strict=True)]
 
     async def _run(self, name: str, *args: object) -> Any:
         texts = [str(arg) for arg in args]
