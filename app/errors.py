@@ -7,11 +7,14 @@ AllrounderError
 ├── InvalidField        422   a field is wrong; `param` names it
 │   └── BudgetTooSmall  422
 ├── BadRequest          400
+│   ├── InvalidParameter       a field is wrong, on OpenAI's endpoints
 │   ├── InvalidImage, ImageTooLarge, UnsupportedImageFormat, InvalidBase64
 │   ├── ImageUrlNotAllowed, RemoteImagesDisabled
 │   ├── ContextLengthExceeded
 │   └── MalformedBody
 ├── AuthenticationFailed 401, PermissionRefused 403, NotFound 404, MethodNotAllowed 405
+├── Conflict            409
+│   └── BatchEnded, IdempotencyKeyReused
 ├── BodyTooLarge        413
 ├── UnsupportedBody     415
 ├── QueueFull           429   retryable
@@ -83,6 +86,10 @@ class BadRequest(AllrounderError):
     type = "invalid_request_error"
 
 
+class InvalidParameter(BadRequest):
+    code = "invalid_field"
+
+
 class InvalidImage(BadRequest):
     code = "invalid_image"
 
@@ -137,6 +144,20 @@ class MethodNotAllowed(AllrounderError):
     status = 405
     code = "method_not_allowed"
     type = "invalid_request_error"
+
+
+class Conflict(AllrounderError):
+    status = 409
+    code = "conflict"
+    type = "invalid_request_error"
+
+
+class BatchEnded(Conflict):
+    code = "batch_ended"
+
+
+class IdempotencyKeyReused(Conflict):
+    code = "idempotency_key_reused"
 
 
 class BodyTooLarge(AllrounderError):

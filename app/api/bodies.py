@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -27,6 +27,19 @@ class Body:
 
     fields: Mapping[str, Any]
     files: tuple[bytes, ...] = ()
+
+
+async def read_json(request: Request, *, max_bytes: int) -> dict[str, Any]:
+    """A body that must be JSON. Raises as `read_body`."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise UnsupportedBody("the body must be application/json")
+    return dict((await read_body(request, max_bytes=max_bytes)).fields)
+
+
+def capped_stream(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The body in pieces. Raises BodyTooLarge, before reading where the length is declared."""
+    return Request(request.scope, _capped(request, max_bytes)).stream()
 
 
 async def read_body(request: Request, *, max_bytes: int) -> Body:

@@ -11,9 +11,10 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from app.api.auth import KeyRing
 from app.engine.base import EngineFacade, EngineState
-from app.errors import Draining, EngineDead, Loading
+from app.errors import Draining, EngineDead, Loading, QueueNotConfigured
 from app.intake.images import ImageDecoder
 from app.intake.requests import ChatLimits
+from app.jobs.service import Jobs
 
 RETRY_LOADING_SECONDS = 5.0
 
@@ -31,6 +32,7 @@ class Services:
     scrape: Callable[[str], tuple[bytes, str]]
     max_body_bytes: int
     started: int
+    jobs: Jobs | None = None
 
 
 def get_services(request: Request) -> Services:
@@ -50,6 +52,16 @@ def get_tenant(
 
 
 TenantDep = Annotated[str, Depends(get_tenant)]
+
+
+def get_jobs(services: ServicesDep, _tenant: TenantDep) -> Jobs:
+    """A caller without a key learns nothing, so the tenant comes first."""
+    if services.jobs is None:
+        raise QueueNotConfigured("this server takes no batch jobs: it has no queue")
+    return services.jobs
+
+
+JobsDep = Annotated[Jobs, Depends(get_jobs)]
 
 
 def require_ready(engine: EngineFacade) -> None:

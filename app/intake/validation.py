@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from app.errors import InvalidField
+from app.errors import InvalidField, InvalidParameter
 
 MAX_PARAM_CHARS = 128
 
@@ -37,6 +37,14 @@ def validate(model: type[Model], body: Mapping[str, Any], *, prefix: str = "") -
         param = ".".join([*([prefix] if prefix else []), *map(str, first["loc"])])
         param = param[:MAX_PARAM_CHARS] or "body"
         raise InvalidField(f"{param}: {_text(first, model)}", param=param) from None
+
+
+def validate_openai(model: type[Model], body: Mapping[str, Any]) -> Model:
+    """As `validate`, for OpenAI's endpoints: raises InvalidParameter, a 400."""
+    try:
+        return validate(model, body)
+    except InvalidField as err:
+        raise InvalidParameter(err.message, param=err.param) from None
 
 
 def _text(error: ErrorDetails, model: type[BaseModel]) -> str:

@@ -9,12 +9,13 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import EqualJitterBackoff
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -40,8 +41,9 @@ MAX_CONNECTIONS = 32
 
 T = TypeVar("T")
 
-_NUM_RETRIES = 3
-_RETRY_BASE_SECONDS = 0.05
+# Together about 1.5 s: a server that is started again is back by then.
+_NUM_RETRIES = 5
+_RETRY_BASE_SECONDS = 0.1
 _RETRY_CAP_SECONDS = 0.5
 
 _REFUSED = "the server of batch jobs refuses this service's credentials"
@@ -71,14 +73,17 @@ _BY_CLASS: tuple[tuple[type[RedisError], str, float], ...] = (
 )
 # redis-py has no class for these. In a pipeline its own words stand before the code.
 _BY_CODE = {"BUSY": (_BUSY, 1), "UNKILLABLE": (_BUSY, 1), "MISCONF": (_DISK, 10)}
-_CODE = re.compile(r"(?:^|caused error: )([A-Z]+)\b")
+_CODE = re.compile(r"(?:^|caused error: \W*)([A-Z]+)\b")
 
 
 class RefusedRetry(Retry):
     """Repeats only what the server cannot have executed: it was not there, or still loading.
 
     A command whose reply was lost may have run; whether it may run twice its sender must know.
+    redis-py keeps one of these for each connection, and nests its calls; the outermost repeats.
     """
+
+    _is_nested = False
 
     async def call_with_retry(
         self,
@@ -87,16 +92,20 @@ class RefusedRetry(Retry):
         is_retryable: Callable[[Exception], bool] | None = None,
         with_failure_count: bool = False,
     ) -> T:
-        num_failures = 0
-        while True:
-            try:
-                return await do()
-            except (ConnectionError, TimeoutError) as err:
-                num_failures += 1
-                await (fail(err, num_failures) if with_failure_count else fail(err))
-                if num_failures > self._retries or not _was_refused(err):
-                    raise
-            await asyncio.sleep(self._backoff.compute(num_failures))
+        num_allowed = 0 if self._is_nested else self._retries
+        was_nested, self._is_nested = self._is_nested, True
+        try:
+            for num_failures in count(1):
+                try:
+                    return await do()
+                except (ConnectionError, TimeoutError) as err:
+                    await (fail(err, num_failures) if with_failure_count else fail(err))
+                    if num_failures > num_allowed or not _was_refused(err):
+                        raise
+                await asyncio.sleep(self._backoff.compute(num_failures))
+            raise AssertionError("unreachable")
+        finally:
+            self._is_nested = was_nested
 
 
 def connect(url: str) -> Redis:
@@ -108,7 +117,7 @@ def connect(url: str) -> Redis:
     try:
         pool = _pool(url)
         # Its constructor is where unknown options show; else the first command would meet them.
-        pool.make_connection()
+        pool.connection_class(**pool.connection_kwargs)
     except (TypeError, ValueError):
         raise StartupError("redis_url is not understood, or has an unknown option") from None
     return Redis.from_pool(pool)
@@ -127,7 +136,7 @@ def _pool(url: str) -> BlockingConnectionPool:
         max_connections=MAX_CONNECTIONS,
         client_name="allrounder",
         retry=RefusedRetry(
-            ExponentialWithJitterBackoff(base=_RETRY_BASE_SECONDS, cap=_RETRY_CAP_SECONDS),
+            EqualJitterBackoff(base=_RETRY_BASE_SECONDS, cap=_RETRY_CAP_SECONDS),
             _NUM_RETRIES,
         ),
     )
@@ -157,6 +166,7 @@ def shown_address(url: str) -> str:
 
 
 def _as_unavailable(err: RedisError) -> QueueUnavailable | None:
+    err = _root(err)
     for kind, text, seconds in _BY_CLASS:
         if isinstance(err, kind):
             return QueueUnavailable(text, retry_after_seconds=seconds)
@@ -167,8 +177,16 @@ def _as_unavailable(err: RedisError) -> QueueUnavailable | None:
     return QueueUnavailable(text, retry_after_seconds=seconds)
 
 
-def _was_refused(err: Exception) -> bool:
+def _was_refused(err: RedisError) -> bool:
+    root = _root(err)
     # redis-py raises its own error while handling the system's.
-    return isinstance(err, BusyLoadingError) or isinstance(
-        err.__context__, ConnectionRefusedError | FileNotFoundError
+    return isinstance(root, BusyLoadingError) or isinstance(
+        root.__context__, ConnectionRefusedError | FileNotFoundError
     )
+
+
+def _root(err: RedisError) -> RedisError:
+    """What the server said where redis-py calls it a lost connection: a PING ahead was refused."""
+    while type(err) is ConnectionError and isinstance(err.__context__, RedisError):
+        err = err.__context__
+    return err

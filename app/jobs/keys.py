@@ -24,6 +24,8 @@ a line in twice is seen.
 | `workers` | sorted set | workers by their last beat (ms) |
 | `dead` | stream | lines that killed their worker when run alone |
 | `stats` | hash | counters: lease_lost, redelivered, stale_results, dead |
+| `sweeping` | string | the volume was swept, or is being swept, not long ago |
+| `volume` | string | mark of the volume that holds the bytes |
 """
 
 from __future__ import annotations
@@ -57,6 +59,15 @@ ENDED_JOB_SECONDS: Final = 3600
 RETENTION_SECONDS: Final = 30 * 24 * 3600
 # A consumer without pending entries is only a name; it is removed after this silence.
 CONSUMER_IDLE_MS: Final = 10 * 60_000
+# OpenAI's bounds of `expires_after` and `output_expires_after`.
+MIN_EXPIRY_SECONDS: Final = 3600
+MAX_EXPIRY_SECONDS: Final = RETENTION_SECONDS
+# The volume is listed at most this often, by one process; garbage may wait that long.
+SWEEP_SECONDS: Final = 300
+# Between bytes on the volume and the record that needs them lies one script; this is far longer.
+GRACE_SECONDS: Final = 600
+# An upload may pause between two writes; then its draft looks like one whose writer died.
+DRAFT_SECONDS: Final = 3600
 
 
 def key(*parts: str) -> str:

@@ -15,8 +15,9 @@ from redis.asyncio import Redis
 from app.jobs import keys
 from app.jobs.codec import batch_from_hash, job_from_hash
 from app.jobs.keys import key
+from app.jobs.pages import Page, PageRequest, read_page
 from app.jobs.records import BatchRecord, BatchUsage, JobRecord, LineError, LineRef, LineResult
-from app.jobs.replies import read_hash
+from app.jobs.replies import read_fields, read_hash, read_hashes
 from app.jobs.scripts import load_sources
 from app.jobs.states import BatchStatus, JobState
 from app.jobs.transitions import (
@@ -25,6 +26,7 @@ from app.jobs.transitions import (
     Census,
     Claim,
     LaneCount,
+    LineEnd,
     NewBatch,
     NewFile,
     QueueLimits,
@@ -161,7 +163,7 @@ class Queue:
     async def finalize(self, tended: Tended, files: Sequence[NewFile], usage: BatchUsage) -> bool:
         """End the batch with these files, which are on the volume already."""
         record = await self.batch(tended.batch)
-        keep = 0 if record is None else record.keep_files_seconds or 0
+        keep = (record and record.keep_files_seconds) or self.limits.retention_seconds
         named = [
             value
             for new in files
@@ -189,9 +191,30 @@ class Queue:
         fields = await read_hash(self.client, key("batch", id))
         return batch_from_hash(id, fields) if fields else None
 
+    async def page(self, tenant: str, wanted: PageRequest) -> Page[BatchRecord]:
+        """Raises UnknownCursor."""
+        return await read_page(self.client, key("batches", tenant), wanted, self._read_batches)
+
+    async def made_by(self, tenant: str, idempotency_key: str) -> tuple[str, str] | None:
+        """The batch that this key made and the digest of its request."""
+        found = await read_hash(self.client, key("idem", tenant, idempotency_key))
+        return (found["id"], found["digest"]) if found else None
+
     async def job(self, id: str) -> JobRecord | None:
         fields = await read_hash(self.client, key("job", id))
         return job_from_hash(id, fields) if fields else None
+
+    async def ends(self, batch: str, first: int, count: int) -> list[LineEnd]:
+        """How lines `first`, `first` + 1, ... ended; a state of None: never submitted."""
+        names = [key("job", f"{batch}/{idx}") for idx in range(first, first + count)]
+        rows = await read_fields(self.client, names, ("state", "result"))
+        return [
+            LineEnd(
+                state=JobState(state) if state else None,
+                result=LineResult.model_validate_json(result) if result else LineResult(),
+            )
+            for state, result in rows
+        ]
 
     async def census(self, *, silence_ms: int | None = None) -> Census:
         lease = self.limits.lease_ms
@@ -206,6 +229,10 @@ class Queue:
             dead=int(dead),
             stats={stats[i]: int(stats[i + 1]) for i in range(0, len(stats), 2)},
         )
+
+    async def _read_batches(self, ids: Sequence[str]) -> Sequence[BatchRecord | None]:
+        rows = await read_hashes(self.client, [key("batch", id) for id in ids])
+        return [batch_from_hash(*pair) if pair[1] else None for pair in zip(ids, rows, strict=True)]
 
     async def _run(self, name: str, *args: object) -> Any:
         texts = [str(arg) for arg in args]

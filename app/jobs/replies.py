@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from redis.asyncio import Redis
@@ -31,3 +32,31 @@ async def read_pending(client: Redis, name: str, group: str) -> set[str]:
         "list[dict[str, Any]]", await client.xpending_range(name, group, "-", "+", 1_000_000)
     )
     return {str(row["message_id"]) for row in rows}
+
+
+async def read_hashes(client: Redis, names: Sequence[str]) -> list[dict[str, str]]:
+    """In one exchange; empty ones where there is no such key."""
+    if not names:
+        return []
+    pipe = client.pipeline(transaction=False)
+    for name in names:
+        pipe.hgetall(name)
+    return cast("list[dict[str, str]]", await pipe.execute())
+
+
+async def read_fields(
+    client: Redis, names: Sequence[str], fields: Sequence[str]
+) -> list[list[str | None]]:
+    """The same fields of many hashes in one exchange, None for what there is not."""
+    pipe = client.pipeline(transaction=False)
+    for name in names:
+        pipe.hmget(name, fields)
+    return cast("list[list[str | None]]", await pipe.execute())
+
+
+async def read_existing(client: Redis, names: Sequence[str]) -> list[bool]:
+    """In one exchange: whether there are these keys."""
+    pipe = client.pipeline(transaction=False)
+    for name in names:
+        pipe.exists(name)
+    return [bool(found) for found in await pipe.execute()]

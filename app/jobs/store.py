@@ -77,7 +77,7 @@ class Store:
         """Store the response to one line -> its SHA-256."""
         folder = self.results / _checked(BATCH_ID, batch)
         sha256 = hashlib.sha256(data).hexdigest()
-        path = self.drafts / f"{batch}.result.{secrets.token_hex(8)}"
+        path = self.drafts / secrets.token_hex(8)
         try:
             with os.fdopen(os.open(path, _CREATE, 0o600), "wb") as file:
                 file.write(data)
@@ -152,5 +152,6 @@ def sync_folder(folder: Path) -> None:
 
 
 def _checked(form: re.Pattern[str], text: str) -> str:
-    assert form.fullmatch(text), "paths are built from this service's own ids only"
+    if not form.fullmatch(text):
+        raise ValueError("paths are built from this service's own ids only")
     return text

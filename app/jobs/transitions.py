@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from app.jobs import keys
-from app.jobs.records import FileRecord, LineRef
+from app.jobs.records import FileRecord, LineRef, LineResult
+from app.jobs.states import JobState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,14 @@ class NewFile:
 
     role: str
     file: FileRecord
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LineEnd:
+    """How a line ended; a state of None: it was never submitted."""
+
+    state: JobState | None
+    result: LineResult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

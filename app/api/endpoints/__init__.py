@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from app.api.endpoints import chat, health, metrics, models, plan, playground
+from app.api.endpoints import batches, chat, files, health, metrics, models, plan, playground
 
 ENDPOINTS: tuple[APIRouter, ...] = (
     chat.api,
     plan.api,
     models.api,
+    files.api,
+    batches.api,
     health.api,
     metrics.api,
     playground.api,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 
 NAMES = (
+    "add_file",
     "begin",
     "beat",
     "cancel",
@@ -17,7 +18,9 @@ NAMES = (
     "claim",
     "create",
     "done",
+    "drop_file",
     "expire",
+    "expire_files",
     "finalize",
     "forget",
     "keep",

@@ -94,3 +94,13 @@ local function requeue(job, lane)
   redis.call('HDEL', key, 'owner')
   redis.call('HSET', key, 'state', 'queued', 'sid', sid, 'slane', lane)
 end
+
+-- Forget a file; its bytes stay on the volume as long as somebody else needs them.
+local function remove_file(id)
+  local f = get('file', id, 'tenant', 'sha256')
+  redis.call('DEL', P .. 'file:' .. id)
+  redis.call('ZREM', P .. 'expiries', id)
+  if not f[1] then return end
+  redis.call('ZREM', P .. 'files:' .. f[1], id)
+  redis.call('SREM', P .. 'blob:' .. f[2], id)
+end

@@ -1,0 +1,59 @@
+"""An input file while it comes in: hashed, counted, held to its limits, never whole in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app.errors import BodyTooLarge, InvalidParameter
+from app.jobs.lines import MAX_LINE_BYTES, LineCounter
+from app.jobs.store import Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stored:
+    """Bytes on the volume."""
+
+    sha256: str
+    bytes: int
+    lines: int
+
+
+class Upload:
+    """Ends with `commit` or `discard`. Every method blocks; call it in a thread."""
+
+    def __init__(self, store: Store, *, max_bytes: int, max_lines: int) -> None:
+        self._draft = store.draft()
+        self._counter = LineCounter()
+        self._max_bytes = max_bytes
+        self._max_lines = max_lines
+
+    def write(self, data: bytes) -> None:
+        """Raises BodyTooLarge or InvalidParameter as soon as a limit is passed."""
+        if self._draft.num_bytes + len(data) > self._max_bytes:
+            raise BodyTooLarge(f"file: at most {self._max_bytes} bytes are allowed", param="file")
+        self._counter.feed(data)
+        self._check_lines()
+        self._draft.write(data)
+
+    def commit(self) -> Stored:
+        """Put the bytes where others find them. Raises InvalidParameter for an empty file."""
+        self._counter.close()
+        self._check_lines()
+        if not self._counter.num_lines:
+            raise InvalidParameter("file: the file holds no lines", param="file")
+        num_bytes = self._draft.num_bytes
+        return Stored(sha256=self._draft.commit(), bytes=num_bytes, lines=self._counter.num_lines)
+
+    def discard(self) -> None:
+        """Nothing happens after a commit."""
+        self._draft.discard()
+
+    def _check_lines(self) -> None:
+        if self._counter.num_lines > self._max_lines:
+            raise InvalidParameter(
+                f"file: at most {self._max_lines} lines are allowed", param="file"
+            )
+        if self._counter.longest > MAX_LINE_BYTES:
+            raise InvalidParameter(
+                f"file: a line may have at most {MAX_LINE_BYTES} bytes", param="file"
+            )
