@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 export PYTHON PIP_EXTRA
 
-.PHONY: setup check fix test test-long gpu-test bench evaluate serve clean
+.PHONY: setup check fix test test-long gpu-test bench evaluate serve clean redis-server
 
 setup: $(INSTALLED)
 
@@ -22,10 +22,14 @@ fix: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-test: $(INSTALLED)
+# Both kinds of server are tested; where this one cannot be installed, its tests fail and say so.
+redis-server:
+	@command -v $@ >/dev/null || tools/apt.sh $@ || echo "tests of $@ will fail" >&2
+
+test: $(INSTALLED) redis-server
 	$(BIN)/pytest $(ARGS)
 
-test-long: $(INSTALLED)
+test-long: $(INSTALLED) redis-server
 	$(BIN)/pytest --long --timeout=600 $(ARGS)
 
 gpu-test: $(INSTALLED)
