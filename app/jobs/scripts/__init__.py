@@ -23,6 +23,7 @@ NAMES = (
     "keep",
     "reap",
     "release",
+    "retire",
     "submit",
     "sweep",
     "tend",

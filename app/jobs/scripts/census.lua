@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=no-writes
 -- What the metrics say: computed from what there is, not from what a worker remembers.
 -- ARGV: silence in ms after which a worker is gone
 -- -> {lane, waiting, running}..., oldest ms, lines not ended, workers, dead, stats
