@@ -23,8 +23,7 @@ if ARGV[6] ~= '' then
   redis.call('HSET', idem, 'id', batch, 'digest', ARGV[7])
   redis.call('EXPIRE', idem, ARGV[8])
 end
-redis.call('HINCRBY', P .. 'depth', ':all', lines)
-redis.call('HINCRBY', P .. 'depth', tenant, lines)
+count_down(tenant, 0 - lines)
 redis.call('ZADD', P .. 'batches:' .. tenant, t, batch)
 redis.call('ZADD', P .. 'care', t, batch)
 return {'ok', batch}

@@ -3,8 +3,11 @@
 -- ARGV: lease in ms, crashes alone before giving up, window, silence of a consumer in ms -> lines
 local window, reaped = tonumber(ARGV[3]), 0
 
-local function take_back(lane, job, cancel)
+local function take_back(lane, job, owner, cancel)
   local key = P .. 'job:' .. job
+  if lane == 'suspect' and redis.call('GET', P .. 'solo') == owner then
+    redis.call('DEL', P .. 'solo')
+  end
   redis.call('HINCRBY', key, 'fence', 1)
   redis.call('HINCRBY', P .. 'stats', 'lease_lost', 1)
   local crashes = redis.call('HINCRBY', key, 'crashes', 1)
@@ -28,10 +31,10 @@ for _, lane in ipairs(LANES) do
     cursor, taken = found[1], taken + #found[2]
     for _, entry in ipairs(found[2]) do
       local sid, job = entry[1], entry[2][2]
-      local j = get('job', job, 'state', 'sid', 'cancel')
+      local j = get('job', job, 'state', 'sid', 'owner', 'cancel')
       if j[1] == 'running' and j[2] == sid then
         reaped = reaped + 1
-        take_back(lane, job, j[3])
+        take_back(lane, job, j[3], j[4])
       else
         take_out(lane, sid)
       end
