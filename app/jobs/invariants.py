@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from app.jobs import keys
 from app.jobs.keys import key
-from app.jobs.replies import read_hash, read_list, read_pending, read_ranks, read_stream
+from app.jobs.replies import read_hash, read_hashes, read_list, read_pending, read_ranks, read_stream
 from app.jobs.states import ENDED, ENDED_BATCHES, BatchStatus, JobState
 
 
@@ -20,7 +20,7 @@ class _Scan:
 
     jobs: dict[str, Mapping[str, str]] = field(default_factory=dict)
     batches: dict[str, Mapping[str, str]] = field(default_factory=dict)
-    backlog: Counter[str] = field(default_factory=Counter)
+    listed: Counter[tuple[str, str]] = field(default_factory=Counter)
     undelivered: Counter[str] = field(default_factory=Counter)
     pending: Counter[str] = field(default_factory=Counter)
     depth: Mapping[str, str] = field(default_factory=dict)
@@ -40,12 +40,11 @@ async def find_violations(client: Redis) -> list[str]:
 
 async def _read(client: Redis) -> _Scan:
     scan = _Scan()
-    async for name in client.scan_iter(match=key("job", "*"), count=1000):
-        scan.jobs[name.removeprefix(key("job", ""))] = await read_hash(client, name)
-    async for name in client.scan_iter(match=key("batch", "*"), count=1000):
-        scan.batches[name.removeprefix(key("batch", ""))] = await read_hash(client, name)
-    async for name in client.scan_iter(match=key("backlog", "*"), count=1000):
-        scan.backlog.update(await read_list(client, name))
+    scan.jobs = await read_hashes(client, key("job", ""))
+    scan.batches = await read_hashes(client, key("batch", ""))
+    for tenant in {batch["tenant"] for batch in scan.batches.values()}:
+        for id in await read_list(client, key("backlog", tenant)):
+            scan.listed[tenant, id] += 1
     for lane in keys.LANES:
         taken = await read_pending(client, key("lane", lane), keys.GROUP)
         for sid, fields in await read_stream(client, key("lane", lane)):
@@ -60,17 +59,29 @@ async def _read(client: Redis) -> _Scan:
 def _check_job(id: str, scan: _Scan) -> list[str]:
     job, wrong = scan.jobs[id], []
     state = JobState(job["state"])
-    places = (scan.backlog[id], scan.undelivered[id], scan.pending[id])
-    wanted = {
-        JobState.QUEUED: ((1, 0, 0), (0, 1, 0)),
-        JobState.RUNNING: ((0, 0, 1),),
-    }.get(state, ((0, 0, 0), (1, 0, 0)))
+    places = (_is_in_backlog(id, scan), scan.undelivered[id], scan.pending[id])
+    wanted: tuple[tuple[int, int, int], ...] = ((0, 0, 0),)
+    if state is JobState.QUEUED:
+        wanted = ((1, 0, 0), (0, 1, 0))
+        # Until the steward withdraws it.
+        if scan.batches[job["batch"]]["ending"]:
+            wanted = ((0, 0, 0), (0, 1, 0))
+    elif state is JobState.RUNNING:
+        wanted = ((0, 0, 1),)
     if places not in wanted:
         wrong.append(f"job {id} is {state} with backlog, undelivered, pending {places}")
     published = int(job["published"])
     if published != (1 if state in ENDED else 0):
         wrong.append(f"job {id} is {state} and was published {published} times")
     return wrong
+
+
+def _is_in_backlog(id: str, scan: _Scan) -> int:
+    batch_id, _, line = id.rpartition("/")
+    batch = scan.batches.get(batch_id)
+    if batch is None or int(line) < int(batch["next"]):
+        return 0
+    return scan.listed[batch["tenant"], batch_id]
 
 
 def _check_batch(id: str, scan: _Scan) -> list[str]:
@@ -91,6 +102,9 @@ def _check_batch(id: str, scan: _Scan) -> list[str]:
             wrong.append(f"batch {id}: {len(own)} jobs of {batch['submitted']} submitted")
     if status is BatchStatus.FINALIZING and counts["remaining"]:
         wrong.append(f"batch {id} is finalizing with {counts['remaining']} lines to go")
+    waits = not batch["ending"] and int(batch["next"]) < int(batch["submitted"])
+    if scan.listed[batch["tenant"], id] != int(waits):
+        wrong.append(f"batch {id} is {scan.listed[batch['tenant'], id]} times in the backlog")
     if id not in scan.care:
         wrong.append(f"batch {id} is {status} and no steward will look at it")
     return wrong

@@ -85,7 +85,7 @@ class Queue:
     async def claim(self, worker: str, wanted: int, *, running: int) -> list[Claim]:
         """At most so many lines; `running` are those this worker holds already."""
         limits = self.limits
-        rows = await self._run("claim", worker, wanted, running, limits.lease_ms, limits.solo_ms)
+        rows = await self._run("claim", worker, wanted, running, limits.solo_ms)
         return [
             Claim(
                 job=job,
@@ -110,6 +110,10 @@ class Queue:
 
     async def release(self, job: str, fence: int) -> bool:
         return bool(await self._run("release", job, fence, self.limits.window))
+
+    async def retire(self, worker: str) -> None:
+        """The worker claims no more; its turn at suspect lines goes to another at once."""
+        await self._run("retire", worker)
 
     async def reap(self) -> int:
         """Take back what nobody beats for any more -> number of lines."""
@@ -140,7 +144,10 @@ class Queue:
         return bool(await self._run("begin", tended.batch, tended.fence, text))
 
     async def submit(self, tended: Tended, first: int, refs: Iterable[LineRef]) -> bool:
-        """Put in lines `first`, `first` + 1, ... at most CHUNK_LINES of them."""
+        """Put in lines `first`, `first` + 1, ... at most CHUNK_LINES of them.
+
+        False also where they would leave a gap or exceed the batch.
+        """
         texts = [ref.model_dump_json() for ref in refs]
         assert len(texts) <= CHUNK_LINES, "a script must not keep others waiting"
         return bool(

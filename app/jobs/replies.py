@@ -13,6 +13,20 @@ async def read_hash(client: Redis, name: str) -> dict[str, str]:
     return cast("dict[str, str]", await client.hgetall(name))
 
 
+async def read_hashes(client: Redis, prefix: str) -> dict[str, dict[str, str]]:
+    """All hashes whose name begins so, by the rest of it; a few requests for a thousand."""
+    found: dict[str, dict[str, str]] = {}
+    cursor = None
+    while cursor != 0:
+        cursor, names = await client.scan(cursor or 0, match=f"{prefix}*", count=1000)
+        async with client.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hgetall(name)
+            for name, fields in zip(names, await pipe.execute(), strict=True):
+                found[name.removeprefix(prefix)] = fields
+    return found
+
+
 async def read_list(client: Redis, name: str) -> list[str]:
     return cast("list[str]", await client.lrange(name, 0, -1))
 

@@ -27,6 +27,7 @@ NAMES = (
     "prepare",
     "reap",
     "release",
+    "retire",
     "submit",
     "sweep",
     "tend",

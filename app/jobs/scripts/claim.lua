@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Hand out lines that wait; each gets a fence of its own.
--- ARGV: worker, wanted, running, lease in ms, solo lease in ms
+-- ARGV: worker, wanted, running, solo lease in ms
 -- -> {job, fence, tenant, ref, attempts}...
 local worker, want, running = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local out, t = {}, now()
@@ -12,22 +12,22 @@ local function waiting(lane)
 end
 
 -- A suspect line runs alone: one worker lets its batch run empty, then takes one line at a time.
-if waiting('suspect') > 0 then
-  redis.call('SET', P .. 'solo', worker, 'NX', 'PX', ARGV[5])
+local held, alone = redis.call('GET', P .. 'solo') == worker, false
+if running > 0 and #redis.call('XPENDING', P .. 'lane:suspect', 'g', '-', '+', 1, worker) > 0 then
+  -- Nothing may run beside it, whatever has become of the lease.
+  return out
 end
-local alone = redis.call('GET', P .. 'solo') == worker
-if alone then
-  if running == 0 and waiting('suspect') == 0 then
-    redis.call('DEL', P .. 'solo')
-    alone = false
-  else
-    redis.call('PEXPIRE', P .. 'solo', ARGV[5])
-    if running > 0 then return out end
-  end
+if want > 0 and waiting('suspect') > 0 then
+  alone = held or redis.call('SET', P .. 'solo', worker, 'NX', 'PX', ARGV[4])
+  -- Beats renew the lease meanwhile: a batch that hangs does not run empty.
+  if alone and running > 0 then return out end
+  if alone then redis.call('PEXPIRE', P .. 'solo', ARGV[4]) end
+elseif held then
+  redis.call('DEL', P .. 'solo')
 end
 
 for _, lane in ipairs(alone and {'suspect'} or {'retry', 'batch'}) do
-  local left = alone and 1 or want - #out
+  local left = (alone and 1 or want) - #out
   if left > 0 then
     local read = redis.call('XREADGROUP', 'GROUP', 'g', worker, 'COUNT', left, 'STREAMS',
       P .. 'lane:' .. lane, '>')

@@ -15,24 +15,47 @@ local function number(value)
   return tonumber(value or '0') or 0
 end
 
--- Fill the tenant's window in the lane from its backlog.
+-- Fill the tenant's window in the lane from its backlog: the batches that have lines beyond it.
 local function promote(tenant, window)
-  while number(redis.call('HGET', P .. 'window', tenant)) < window do
-    local job = redis.call('LPOP', P .. 'backlog:' .. tenant)
-    if not job then return end
-    if redis.call('HGET', P .. 'job:' .. job, 'state') == 'queued' then
+  local backlog = P .. 'backlog:' .. tenant
+  local free = window - number(redis.call('HGET', P .. 'window', tenant))
+  while free > 0 do
+    local batch = redis.call('LINDEX', backlog, 0)
+    if not batch then return end
+    local b = get('batch', batch, 'next', 'submitted')
+    local first = number(b[1])
+    local last = math.min(first + free, number(b[2]))
+    for line = first, last - 1 do
+      local job = batch .. '/' .. line
       local sid = redis.call('XADD', P .. 'lane:batch', '*', 'j', job)
       redis.call('HSET', P .. 'job:' .. job, 'sid', sid, 'slane', 'batch')
-      redis.call('HINCRBY', P .. 'window', tenant, 1)
     end
+    redis.call('HINCRBY', P .. 'window', tenant, last - first)
+    redis.call('HSET', P .. 'batch:' .. batch, 'next', last)
+    if last == number(b[2]) then redis.call('LPOP', backlog) end
+    free = free - (last - first)
   end
 end
 
+-- `0 - lines`, for `-lines` of 0 would be sent as "-0", which is no integer to Redis.
 local function count_down(tenant, lines)
-  if redis.call('HINCRBY', P .. 'depth', tenant, -lines) <= 0 then
+  if redis.call('HINCRBY', P .. 'depth', tenant, 0 - lines) <= 0 then
     redis.call('HDEL', P .. 'depth', tenant)
   end
-  redis.call('HINCRBY', P .. 'depth', ':all', -lines)
+  redis.call('HINCRBY', P .. 'depth', ':all', 0 - lines)
+end
+
+-- No more lines of the batch shall start: what is not in Redis yet ends here, the steward
+-- withdraws the others. `status` is the batch's from now on.
+local function call_off(batch, ending, status)
+  local key = P .. 'batch:' .. batch
+  local b = redis.call('HMGET', key, 'tenant', 'total', 'submitted')
+  local withheld = number(b[2]) - number(b[3])
+  redis.call('HSET', key, 'status', status, 'ending', ending, 'withheld', withheld)
+  redis.call('LREM', P .. 'backlog:' .. b[1], 0, batch)
+  count_down(b[1], withheld)
+  redis.call('HINCRBY', key, 'failed', withheld)
+  return redis.call('HINCRBY', key, 'remaining', 0 - withheld)
 end
 
 -- Take the entry out of the lane it is in. Acknowledging alone would let the lane grow for ever.

@@ -15,7 +15,7 @@ local own = number(redis.call('HGET', P .. 'depth', tenant))
 if own + lines > tonumber(ARGV[5]) then return {'tenant_full', tostring(own)} end
 local t = now()
 redis.call('HSET', P .. 'batch:' .. batch, 'status', 'validating', 'tenant', tenant,
-  'total', lines, 'remaining', lines, 'submitted', 0, 'completed', 0, 'failed', 0, 'fence', 0,
+  'total', lines, 'remaining', lines, 'submitted', 0, 'next', 0, 'completed', 0, 'failed', 0, 'fence', 0,
   'ending', '', 'created_ms', t, 'expires_ms', t + ARGV[9], 'retention_ms', ARGV[10], 'swept', 0,
   'input_sha256', ARGV[11], unpack(ARGV, 12))
 redis.call('SADD', P .. 'blob:' .. ARGV[11], batch)
@@ -23,8 +23,7 @@ if ARGV[6] ~= '' then
   redis.call('HSET', idem, 'id', batch, 'digest', ARGV[7])
   redis.call('EXPIRE', idem, ARGV[8])
 end
-redis.call('HINCRBY', P .. 'depth', ':all', lines)
-redis.call('HINCRBY', P .. 'depth', tenant, lines)
+count_down(tenant, 0 - lines)
 redis.call('ZADD', P .. 'batches:' .. tenant, t, batch)
 redis.call('ZADD', P .. 'care', t, batch)
 return {'ok', batch}

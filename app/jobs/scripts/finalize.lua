@@ -2,10 +2,12 @@
 -- The files of a batch are written: name them, and end it.
 -- ARGV: batch, fence, time to keep its files in s or 0, usage as JSON,
 --       then for each file: its field, id, name, bytes, sha256, lines
+-- -> 1 done, 2 so it was before, 0 refused
 local batch, key = ARGV[1], P .. 'batch:' .. ARGV[1]
 local b = redis.call('HMGET', key, 'fence', 'status', 'remaining', 'ending', 'tenant',
-  'retention_ms')
+  'retention_ms', 'forget_ms')
 if b[1] ~= ARGV[2] or number(b[3]) ~= 0 then return 0 end
+if b[7] and b[2] ~= 'failed' then return 2 end
 if b[2] ~= 'finalizing' and b[2] ~= 'cancelling' then return 0 end
 local t = now()
 local seconds = math.floor(t / 1000)

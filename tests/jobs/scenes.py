@@ -1,0 +1,244 @@
+"""Batches, workers and stewards in a few words, over a real server; time passes without sleep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+from redis.asyncio import Redis
+
+from app.jobs import keys
+from app.jobs.invariants import find_violations
+from app.jobs.keys import key
+from app.jobs.queue import CHUNK_LINES, Queue
+from app.jobs.records import BatchUsage, FileRecord, LineRef, LineResult
+from app.jobs.states import ENDED_BATCHES, BatchStatus, JobState
+from app.jobs.transitions import Claim, NewBatch, NewFile, QueueLimits, Tended
+
+SHA = "a" * 64
+LONG_AGO_MS = 10_000_000
+
+
+class Scene:
+    """One queue over an empty server; every scene ends with a look at what must hold.
+
+    Args:
+        sources: scripts to run instead of the real ones.
+        start: from where on the consumer groups read.
+    """
+
+    def __init__(
+        self, client: Redis, *, sources: Mapping[str, str] | None = None, start: str = "0"
+    ) -> None:
+        self.client = client
+        self.sources = sources
+        self.start = start
+        self.queue = Queue(client, QueueLimits(), sources=sources)
+
+    def limit(self, **limits: int) -> None:
+        self.queue = Queue(
+            self.client, replace(self.queue.limits, **limits), sources=self.sources
+        )
+
+    async def prepare(self) -> None:
+        await self.queue.prepare(start=self.start)
+
+    async def create(self, id: str, lines: int = 1, tenant: str = "t", **more: Any) -> str:
+        how, what = await self.queue.create(new_batch(id, lines, tenant, **more))
+        assert what == id, (how, what)
+        return how
+
+    async def tend(self, id: str) -> Tended:
+        """Whoever looks after the batch now is fenced off; others that are due stay due."""
+        care = key("care")
+        others = dict(await self.client.zrange(care, 0, -1, withscores=True))
+        del others[id]
+        await self.client.zadd(care, {id: 0})
+        tended = await self.queue.tend()
+        assert tended is not None
+        assert tended.batch == id
+        if others:
+            await self.client.zadd(care, others)
+        return tended
+
+    async def submit(self, id: str, lines: int = 1, tenant: str = "t", **more: Any) -> Tended:
+        """A batch with all its lines in -> its steward, who still holds it."""
+        await self.create(id, lines, tenant, **more)
+        tended = await self.tend(id)
+        assert await self.queue.begin(tended)
+        for first in range(0, lines, CHUNK_LINES):
+            last = min(first + CHUNK_LINES, lines)
+            assert await self.queue.submit(tended, first, refs(first, last))
+        return tended
+
+    async def claim(self, worker: str, wanted: int = 1, *, running: int = 0) -> list[Claim]:
+        return await self.queue.claim(worker, wanted, running=running)
+
+    async def claim_one(self, worker: str = "w") -> Claim:
+        claimed = await self.claim(worker)
+        assert len(claimed) == 1
+        return claimed[0]
+
+    async def end(self, claim: Claim, text: str = "", state: JobState = JobState.DONE) -> bool:
+        return await self.queue.done(claim.job, claim.fence, state, result(text))
+
+    async def crash(self, *workers: str) -> int:
+        """The leases of these workers run out, and somebody notices -> lines taken back."""
+        await self.lapse(*workers)
+        return await self.queue.reap()
+
+    async def lapse(self, *workers: str) -> None:
+        for lane in keys.LANES:
+            name = key("lane", lane)
+            for worker in workers:
+                taken: list[dict[str, Any]] = await self.client.xpending_range(
+                    name, keys.GROUP, "-", "+", 10_000, consumername=worker
+                )
+                for row in taken:
+                    await self.client.execute_command(
+                        *("XCLAIM", name, keys.GROUP, worker, 0, row["message_id"]),
+                        *("IDLE", LONG_AGO_MS, "JUSTID"),
+                    )
+
+    async def finish(self, tended: Tended) -> bool:
+        usage = BatchUsage(prompt_tokens=3, completion_tokens=2)
+        return await self.queue.finalize(tended, [new_file(tended.batch)], usage)
+
+    async def state(self, job: str) -> str:
+        record = await self.queue.job(job)
+        assert record is not None
+        return record.state
+
+    async def status(self, batch: str) -> BatchStatus:
+        record = await self.queue.batch(batch)
+        assert record is not None
+        return record.status
+
+    async def counts(self, batch: str) -> tuple[int, int, int]:
+        """Lines that remain, are completed, have failed."""
+        record = await self.queue.batch(batch)
+        assert record is not None
+        return record.remaining, record.completed, record.failed
+
+    async def set_field(self, batch: str, **fields: int) -> None:
+        await self.client.hset(key("batch", batch), mapping=dict(fields))
+
+    async def withdraw_all(self, tended: Tended) -> None:
+        record = await self.queue.batch(tended.batch)
+        assert record is not None
+        for first in range(0, record.submitted, CHUNK_LINES):
+            assert await self.queue.withdraw(tended, first)
+
+    async def serve(self, tended: Tended) -> None:
+        """All that a steward does for a batch until it must wait for lines to end."""
+        queue = self.queue
+        await queue.expire(tended)
+        record = await queue.batch(tended.batch)
+        assert record is not None
+        if record.status is BatchStatus.VALIDATING:
+            await queue.begin(tended)
+            record = await queue.batch(tended.batch)
+            assert record is not None
+        if record.ending:
+            await self.withdraw_all(tended)
+        elif record.status is BatchStatus.IN_PROGRESS:
+            for first in range(record.submitted, record.total, CHUNK_LINES):
+                last = min(first + CHUNK_LINES, record.total)
+                await queue.submit(tended, first, refs(first, last))
+        await self.finish(tended)
+        if (record := await queue.batch(tended.batch)) and record.status in ENDED_BATCHES:
+            for first in range(0, record.submitted or 1, CHUNK_LINES):
+                await queue.sweep(tended, first)
+        await queue.leave(tended)
+
+    async def run_dry(self, worker: str = "last") -> int:
+        """One good worker and one steward, until nothing moves -> lines done."""
+        num_done = 0
+        while True:
+            moved = 0
+            while tended := await self.queue.tend():
+                await self.serve(tended)
+                moved += 1
+            while claimed := await self.claim(worker, 16):
+                for each in claimed:
+                    assert await self.end(each)
+                moved += len(claimed)
+                num_done += len(claimed)
+            if not moved:
+                return num_done
+
+    async def violations(self) -> list[str]:
+        return await find_violations(self.client)
+
+    async def dump(self) -> dict[str, Any]:
+        """Everything but times, counters of events and who was seen last."""
+        found: dict[str, Any] = {}
+        for name in sorted([name async for name in self.client.scan_iter(count=1000)]):
+            if name in (key("workers"), key("stats")):
+                continue
+            found[name] = await self._read(name)
+        return found
+
+    async def _read(self, name: str) -> Any:
+        match await self.client.type(name):
+            case "hash":
+                fields = await self.client.hgetall(name)
+                return {k: v for k, v in fields.items() if not k.endswith("_ms")}
+            case "stream":
+                entries = await self.client.xrange(name)
+                if not await self.client.xinfo_groups(name):
+                    return entries
+                rows = await self.client.xpending_range(name, keys.GROUP, "-", "+", 10_000)
+                return entries, [(row["message_id"], row["consumer"]) for row in rows]
+            case "zset":
+                return sorted(await self.client.zrange(name, 0, -1))
+            case "set":
+                return sorted(await self.client.smembers(name))
+            case "list":
+                return await self.client.lrange(name, 0, -1)
+            case _:
+                return await self.client.get(name)
+
+
+@asynccontextmanager
+async def connected(url: str):
+    client = Redis.from_url(url, decode_responses=True)
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+def new_batch(id: str, lines: int = 1, tenant: str = "t", **more: Any) -> NewBatch:
+    values = {
+        "endpoint": "/v1/chat",
+        "input_file_id": "file-in",
+        "input_sha256": SHA,
+        "completion_window": "24h",
+        "window_seconds": 86_400,
+    }
+    return NewBatch(id=id, tenant=tenant, lines=lines, **(values | more))
+
+
+def refs(first: int, last: int) -> list[LineRef]:
+    return [LineRef(sha256=SHA, offset=100 * line, length=100) for line in range(first, last)]
+
+
+def result(text: str = "") -> LineResult:
+    return LineResult(status=200, sha256=SHA, code=text or None)
+
+
+def new_file(batch: str) -> NewFile:
+    record = FileRecord(
+        id=f"file-of-{batch}",
+        tenant="t",
+        filename="output.jsonl",
+        purpose="batch_output",
+        bytes=10,
+        lines=1,
+        sha256="b" * 64,
+        created_at=0,
+    )
+    return NewFile(role="output_file_id", file=record)

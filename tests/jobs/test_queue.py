@@ -1,0 +1,110 @@
+"""The queue keeps its promises on every server that it may meet, also when memory is full."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from redis.exceptions import OutOfMemoryError
+
+from app.jobs.keys import key
+from app.jobs.queue import CHUNK_LINES
+from app.jobs.scripts import load_sources
+from tests.jobs.contracts import CONTRACTS
+from tests.jobs.scenes import Scene, connected, refs
+from tests.jobs.servers import BINARIES, RunningServer, running_server
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+async def scene(any_redis_url: str) -> AsyncIterator[Scene]:
+    async with connected(any_redis_url) as client:
+        scene = Scene(client)
+        await scene.prepare()
+        yield scene
+        assert await scene.violations() == []
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+async def test_contract(name: str, scene: Scene) -> None:
+    await CONTRACTS[name](scene)
+
+
+@pytest.mark.parametrize("binary", BINARIES)
+async def test_with_redis_full_nothing_is_half_submitted_and_what_runs_can_end(
+    binary: str, tmp_path: Path
+) -> None:
+    with running_server(binary, tmp_path, appendfsync="no") as server:
+        async with connected(server.url) as client:
+            scene = Scene(client)
+            await scene.prepare()
+            await scene.submit("old", 8)
+            done, released, lost, _ = await scene.claim("w", 4)
+            await scene.create("new", 500)
+            tended = await scene.tend("new")
+            assert await scene.queue.begin(tended)
+            await client.config_set("maxmemory", 1)
+            before = await scene.dump()
+            with pytest.raises(OutOfMemoryError):
+                await scene.queue.submit(tended, 0, refs(0, 500))
+            with pytest.raises(OutOfMemoryError):
+                await scene.create("third", 5)
+            assert await scene.dump() == before
+            assert (await scene.queue.census()).lines == 508
+            assert await scene.queue.beat("w", {lost.job: lost.fence})
+            assert await scene.end(done)
+            assert await scene.queue.release(released.job, released.fence)
+            assert await scene.crash("w") == 2
+            assert len(await scene.claim("w", 9)) == 7
+            await scene.queue.cancel("old", "t")
+            old = await scene.tend("old")
+            await scene.withdraw_all(old)
+            await scene.crash("w")
+            assert await scene.finish(old)
+            assert await scene.queue.sweep(old, 0) == 1
+            assert await scene.queue.leave(old)
+            await client.config_set("maxmemory", "256mb")
+            assert await scene.queue.submit(tended, 0, refs(0, 500))
+            await scene.queue.leave(tended)
+            assert await scene.run_dry() == 500
+            assert await scene.violations() == []
+
+
+async def test_fifty_thousand_lines_are_submitted_in_seconds(server: RunningServer) -> None:
+    async with connected(server.url) as client:
+        scene = Scene(client)
+        await scene.prepare()
+        started = time.perf_counter()
+        await scene.submit("b", 50_000)
+        submitted = time.perf_counter()
+        await scene.queue.cancel("b", "t")
+        await scene.withdraw_all(await scene.tend("b"))
+        withdrawn = time.perf_counter()
+        print(f"50,000 lines submitted in {submitted - started:.1f} s,", end=" ")
+        print(f"withdrawn in {withdrawn - submitted:.1f} s, {CHUNK_LINES} to a script")
+        assert await scene.counts("b") == (0, 0, 50_000)
+        slow = await client.slowlog_get(128)
+        assert max((row["duration"] for row in slow), default=0) < 2_000_000
+        assert withdrawn - started < 60
+
+
+def test_every_script_says_what_redis_must_know_of_it() -> None:
+    for name, source in load_sources().items():
+        assert source.startswith("#!lua"), name
+    need_memory = {"create", "submit"}
+    assert {
+        name
+        for name, source in load_sources().items()
+        if "allow-oom" not in source.partition("\n")[0] and name != "census"
+    } == need_memory
+
+
+async def test_every_key_of_the_queue_lies_in_one_slot_of_a_cluster(scene: Scene) -> None:
+    await scene.submit("b", 70, idempotency_key="k")
+    await scene.claim("w")
+    async for name in scene.client.scan_iter(count=1000):
+        assert name.startswith(key())
+        assert name.index("{v}") == name.index("{")
