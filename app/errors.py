@@ -10,8 +10,10 @@ AllrounderError
 │   ├── InvalidImage, ImageTooLarge, UnsupportedImageFormat, InvalidBase64
 │   ├── ImageUrlNotAllowed, RemoteImagesDisabled
 │   ├── ContextLengthExceeded
+│   ├── InvalidParameter, BudgetNotPossible    what is a 422 above, on OpenAI's endpoints
 │   └── MalformedBody
 ├── AuthenticationFailed 401, PermissionRefused 403, NotFound 404, MethodNotAllowed 405
+│   └── ModelNotFound   404
 ├── BodyTooLarge        413
 ├── UnsupportedBody     415
 ├── QueueFull           429   retryable
@@ -100,6 +102,14 @@ class ContextLengthExceeded(BadRequest):
     code = "context_length_exceeded"
 
 
+class InvalidParameter(BadRequest):
+    code = InvalidField.code
+
+
+class BudgetNotPossible(BadRequest):
+    code = BudgetTooSmall.code
+
+
 class MalformedBody(BadRequest):
     code = "malformed_body"
 
@@ -120,6 +130,10 @@ class NotFound(AllrounderError):
     status = 404
     code = "not_found"
     type = "invalid_request_error"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
 
 
 class MethodNotAllowed(AllrounderError):

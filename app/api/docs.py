@@ -8,6 +8,7 @@ from app.api.problems import Problem
 
 _WHEN = {
     400: "The body or an image cannot be read, or the prompt is too long.",
+    404: "No such model is served here.",
     401: "The API key is missing or wrong.",
     413: "The body is too large.",
     415: "The content type of the body is not supported.",
@@ -25,4 +26,6 @@ def problems(*statuses: int) -> Responses:
     return {status: {"model": Problem, "description": _WHEN[status]} for status in statuses}
 
 
-CHAT_PROBLEMS = problems(*_WHEN)
+_EVERYWHERE = (400, 401, 413, 415, 429, 500, 503, 504)
+CHAT_PROBLEMS = problems(*_EVERYWHERE, 422)
+COMPLETION_PROBLEMS = problems(*_EVERYWHERE, 404)

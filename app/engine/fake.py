@@ -5,6 +5,7 @@ All that stands above the runner's protocol can be driven with it; no torch, no 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from app.core import (
     ModelGeometry,
     Plan,
     PromptShape,
+    ScoredToken,
     Selection,
     StrategyInfo,
     Timing,
@@ -67,6 +69,7 @@ class FakeRunning:
     begun: float
     num_generated: int = 0
     answer: str = ""
+    scored: tuple[ScoredToken, ...] = ()
     num_pending: int = 0
     num_held: int = 0
 
@@ -167,6 +170,7 @@ class FakeRunner:
             budget_limit=_limit(request, cost.prefill_ratio),
             timing=Timing(queue=running.begun - request.arrival, total=now - request.arrival),
             grids=(GRID,) * len(request.images),
+            scored=running.scored,
         )
 
     def release(self, running: Running) -> None:
@@ -215,10 +219,13 @@ class FakeRunner:
         if request.plan_only:
             return Outcome(request_id=request.id, result=self.finish(running, FinishReason.STOP))
         text, reason = _next(running)
+        scored = _scored(text, request.sampling.top_logprobs)
+        running.scored += scored
         running.answer += text
         running.num_generated += 1
         result = None if reason is None else self.finish(running, reason)
-        return Outcome(request_id=request.id, chunk=TokenChunk(text=text), result=result)
+        chunk = TokenChunk(text=text, scored=scored)
+        return Outcome(request_id=request.id, chunk=chunk, result=result)
 
 
 def _num_rows(shape: PromptShape, plan: Plan) -> int:
@@ -242,6 +249,11 @@ def _next(running: FakeRunning) -> tuple[str, FinishReason | None]:
     if running.num_generated + 1 == sampling.max_tokens:
         return word, FinishReason.LENGTH
     return word, None
+
+
+def _scored(text: str, num_top: int | None) -> tuple[ScoredToken, ...]:
+    token = ScoredToken(content=text.encode(), logprob=math.log(0.5))
+    return () if num_top is None else (replace(token, top=(token,) * min(num_top, 1)),)
 
 
 def _limit(request: ChatRequest, spent: float) -> float:

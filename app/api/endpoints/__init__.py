@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from app.api.endpoints import chat, health, metrics, models, plan, playground
+from app.api.endpoints import chat, completions, health, metrics, models, plan, playground
 
 ENDPOINTS: tuple[APIRouter, ...] = (
     chat.api,
+    completions.api,
     plan.api,
     models.api,
     health.api,
