@@ -71,7 +71,7 @@ def completion_answer(asked: Asked, result: ChatResult) -> dict[str, Any]:
 
 async def completion_chunks(asked: Asked, stream: ChatStream) -> AsyncIterator[dict[str, Any]]:
     """The role, the text, the end with `pruning` and `timing`; then, if asked for, the usage."""
-    with as_bad_request(asked.max_tokens_field):
+    with as_bad_request(asked):
         yield _chunk(asked, {"role": "assistant", "content": "", "refusal": None})
         num_chars = num_scored = 0
         async for chunk in stream.chunks():
@@ -94,12 +94,15 @@ async def completion_chunks(asked: Asked, stream: ChatStream) -> AsyncIterator[d
 
 
 @contextmanager
-def as_bad_request(max_tokens_field: str = "max_tokens") -> Iterator[None]:
-    """On OpenAI's endpoints every invalid field is a 400, named as its caller knows it."""
+def as_bad_request(asked: Asked | None = None) -> Iterator[None]:
+    """On OpenAI's endpoints every invalid field is a 400.
+
+    What the engine says of a request that was `asked` is named as its caller knows it.
+    """
     try:
         yield
     except AllrounderError as err:
-        names = {**_PARAMS, "max_tokens": max_tokens_field}
+        names = {} if asked is None else {**_PARAMS, "max_tokens": asked.max_tokens_field}
         param = names.get(err.param or "", err.param)
         if isinstance(err, InvalidField):
             kind: type[BadRequest] = InvalidParameter

@@ -96,14 +96,8 @@ async def ready_completion(
         created=int(time.time()),
         stream=draft.chat.stream,
         include_usage=draft.include_usage,
-        max_tokens_field=max_tokens_field(fields),
+        max_tokens_field=draft.max_tokens_field,
     )
-
-
-def max_tokens_field(fields: Mapping[str, Any]) -> str:
-    """Under which name a completion's caller limits the answer."""
-    newer = "max_completion_tokens"
-    return newer if fields.get(newer) is not None else "max_tokens"
 
 
 def body_docs() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from app.api.answers import chat_answer
 from app.api.completions import as_bad_request, completion_answer
 from app.api.deps import Services, require_ready
-from app.api.drafts import max_tokens_field, ready_chat, ready_completion
+from app.api.drafts import ready_chat, ready_completion
 from app.api.problems import as_problem, envelope
 from app.core import ChatRequest, ChatResult, Priority
 from app.errors import InvalidField, NotFound
@@ -48,10 +48,10 @@ async def _chat(services: Services, body: Fields, tenant: str, id: str) -> dict[
 
 
 async def _completion(services: Services, body: Fields, tenant: str, id: str) -> dict[str, Any]:
-    with as_bad_request(max_tokens_field(body)):
-        asked = await ready_completion(
-            body, services, id=id, tenant=tenant, arrival=time.monotonic()
-        )
+    arrival = time.monotonic()
+    with as_bad_request():
+        asked = await ready_completion(body, services, id=id, tenant=tenant, arrival=arrival)
+    with as_bad_request(asked):
         request, result = await _run(services, asked.request, stream=asked.stream)
     return completion_answer(replace(asked, request=request), result)
 

@@ -219,12 +219,11 @@ class FakeRunner:
         if request.plan_only:
             return Outcome(request_id=request.id, result=self.finish(running, FinishReason.STOP))
         text, reason = _next(running)
-        scored = _scored(text, request.sampling.top_logprobs)
-        running.scored += scored
+        chunk = TokenChunk(text=text, scored=_scored(text, request.sampling.top_logprobs))
+        running.scored += chunk.scored
         running.answer += text
         running.num_generated += 1
         result = None if reason is None else self.finish(running, reason)
-        chunk = TokenChunk(text=text, scored=scored)
         return Outcome(request_id=request.id, chunk=chunk, result=result)
 
 
@@ -273,11 +272,12 @@ def _plan(request: ChatRequest, shape: PromptShape) -> Plan:
         return _pruned(shape, shape.num_visual if tokens is None else tokens, layers)
     if isinstance(budget.form, Quality):
         return _loyal(shape, budget.form, budget.min_tokens)
-    for count in range(shape.num_visual, budget.min_tokens - 1, -1):
+    fewest = min(budget.min_tokens, shape.num_visual)
+    for count in range(shape.num_visual, fewest - 1, -1):
         plan = _pruned(shape, count, None)
         if budget.form.allows(cost_of(GEOMETRY, shape, plan)):
             return plan
-    smallest = cost_of(GEOMETRY, shape, _pruned(shape, budget.min_tokens, None)).prefill_ratio
+    smallest = cost_of(GEOMETRY, shape, _pruned(shape, fewest, None)).prefill_ratio
     raise BudgetTooSmall(f"budget: the smallest possible value is {smallest:.4f}", param="budget")
 
 

@@ -79,11 +79,13 @@ class CompletionDraft:
 
     Attributes:
         model: who is asked; still to be compared with what is served.
+        max_tokens_field: under which of its two names the caller set the answer's length.
     """
 
     model: str
     chat: ChatDraft
     include_usage: bool
+    max_tokens_field: str = "max_tokens"
 
 
 def parse_completion(body: Mapping[str, Any], limits: ChatLimits) -> CompletionDraft:
@@ -91,24 +93,29 @@ def parse_completion(body: Mapping[str, Any], limits: ChatLimits) -> CompletionD
     wire = validate(CompletionBody, body)
     talk = parse_messages(wire.messages, max_image_bytes=limits.max_image_bytes)
     chat = draft(
-        _with_max_tokens(wire),
+        _with_max_tokens(wire, limits),
         limits,
         images=talk.images,
         question=talk.question,
         messages=talk.messages,
     )
     sampling = replace(chat.sampling, top_logprobs=_top_logprobs(wire))
+    is_newer = wire.max_completion_tokens is not None
     return CompletionDraft(
         model=wire.model,
         chat=replace(chat, sampling=sampling),
         include_usage=_includes_usage(wire),
+        max_tokens_field="max_completion_tokens" if is_newer else "max_tokens",
     )
 
 
-def _with_max_tokens(wire: CompletionBody) -> CompletionBody:
-    """Under its older name."""
+def _with_max_tokens(wire: CompletionBody, limits: ChatLimits) -> CompletionBody:
+    """The newer name's value under the older one."""
     if wire.max_completion_tokens is None:
         return wire
+    if wire.max_completion_tokens > limits.max_tokens_limit:
+        most = limits.max_tokens_limit
+        raise _wrong("max_completion_tokens", f"at most {most} are allowed here")
     if wire.max_tokens not in (None, wire.max_completion_tokens):
         raise _wrong("max_tokens", "max_completion_tokens says something else; give one of them")
     return wire.model_copy(update={"max_tokens": wire.max_completion_tokens})

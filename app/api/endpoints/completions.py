@@ -40,7 +40,7 @@ async def completions(request: Request, services: ServicesDep, tenant: TenantDep
     """
     with as_bad_request():
         asked = await receive_completion(request, services, tenant=tenant)
-    with as_bad_request(asked.max_tokens_field):
+    with as_bad_request(asked):
         stream = await services.engine.submit(asked.request)
         if asked.stream:
             return ChatEvents(stream, partial(completion_chunks, asked))
