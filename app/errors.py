@@ -11,8 +11,10 @@ AllrounderError
 │   ├── InvalidImage, ImageTooLarge, UnsupportedImageFormat, InvalidBase64
 │   ├── ImageUrlNotAllowed, RemoteImagesDisabled
 │   ├── ContextLengthExceeded
+│   ├── InvalidParameter, BudgetNotPossible    what is a 422 above, on OpenAI's endpoints
 │   └── MalformedBody
 ├── AuthenticationFailed 401, PermissionRefused 403, NotFound 404, MethodNotAllowed 405
+│   └── ModelNotFound   404
 ├── Conflict            409
 │   └── BatchEnded, IdempotencyKeyReused
 ├── BodyTooLarge        413
@@ -86,10 +88,6 @@ class BadRequest(AllrounderError):
     type = "invalid_request_error"
 
 
-class InvalidParameter(BadRequest):
-    code = "invalid_field"
-
-
 class InvalidImage(BadRequest):
     code = "invalid_image"
 
@@ -118,6 +116,14 @@ class ContextLengthExceeded(BadRequest):
     code = "context_length_exceeded"
 
 
+class InvalidParameter(BadRequest):
+    code = InvalidField.code
+
+
+class BudgetNotPossible(BadRequest):
+    code = BudgetTooSmall.code
+
+
 class MalformedBody(BadRequest):
     code = "malformed_body"
 
@@ -138,6 +144,10 @@ class NotFound(AllrounderError):
     status = 404
     code = "not_found"
     type = "invalid_request_error"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
 
 
 class MethodNotAllowed(AllrounderError):

@@ -158,6 +158,40 @@ class Settings(BaseSettings):
         ge=4 * 2**20,
         description="Memory limit of the embedded server; at the limit new batch jobs are refused.",
     )
+    batch_worker: bool = Field(
+        default=True,
+        description="Whether this process works on batch jobs itself; others may as well.",
+    )
+    batch_lease_seconds: float = Field(
+        default=30.0,
+        ge=0.5,
+        le=3600,
+        description="How long a worker may be silent before its lines are given to another.",
+    )
+    batch_hang_seconds: float = Field(
+        default=120.0,
+        ge=1,
+        le=86_400,
+        description="How long the engine may stay in one step before its lines are given up; "
+        "longer than the longest step.",
+    )
+    batch_retention_days: float = Field(
+        default=30.0, gt=0, le=3650, description="How long batches and their files are kept."
+    )
+    max_file_bytes: int = Field(
+        default=200_000_000, ge=1, description="Largest file of batch input, in bytes."
+    )
+    max_batch_lines: int = Field(
+        default=50_000, ge=1, description="Most requests in one batch, a line each."
+    )
+    max_queued_lines: int = Field(
+        default=1_000_000,
+        ge=1,
+        description="Lines of batches that may wait or run; the next batch gets a 429.",
+    )
+    max_tenant_lines: int = Field(
+        default=200_000, ge=1, description="As max_queued_lines, of one tenant."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log line that is written."
     )

@@ -28,8 +28,8 @@ SPECIALS = ("<pad>", "<s>", "</s>", "<image>")
 SIDE, PATCH = 112, 14
 NUM_VISUAL = (SIDE // PATCH) ** 2
 TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}USER: {% for part in message.content %}"
-    "{% if part.type == 'image' %}<image>{% endif %}{% endfor %}\n"
+    "{{ bos_token }}{% for message in messages %}{{ message.role | upper }}: "
+    "{% for part in message.content %}{% if part.type == 'image' %}<image>{% endif %}{% endfor %}\n"
     "{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}"
     "{% endfor %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
 )

@@ -26,8 +26,8 @@ def chat_answer(
         answer=result.answer,
         finish_reason=result.finish_reason,
         usage=usage,
-        pruning=_pruning(request, result),
-        timing=_timing(result.timing),
+        pruning=pruning_of(request, result),
+        timing=timing_of(result.timing),
     )
     return answer.model_dump(exclude_unset=True)
 
@@ -41,8 +41,8 @@ def plan_answer(
         created=created,
         model=model,
         usage=_plan_usage(result),
-        pruning=_pruning(request, result),
-        timing=_timing(result.timing),
+        pruning=pruning_of(request, result),
+        timing=timing_of(result.timing),
     )
     return answer.model_dump(exclude_unset=True)
 
@@ -87,7 +87,7 @@ def _plan_usage(result: ChatResult) -> wire.PlanUsage:
     )
 
 
-def _pruning(request: ChatRequest, result: ChatResult) -> wire.Pruning:
+def pruning_of(request: ChatRequest, result: ChatResult) -> wire.Pruning:
     plan = result.plan
     skipped = list(plan.skipped_layers)
     explained = _explained(result) if request.explain else {}
@@ -146,7 +146,7 @@ def _kept(plan: Plan, result: ChatResult) -> list[wire.KeptTokens]:
     return found
 
 
-def _timing(timing: Timing) -> wire.TimingMs:
+def timing_of(timing: Timing) -> wire.TimingMs:
     return wire.TimingMs(
         queue_ms=_ms(timing.queue),
         encode_ms=_ms(timing.encode),

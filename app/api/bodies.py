@@ -31,10 +31,7 @@ class Body:
 
 async def read_json(request: Request, *, max_bytes: int) -> dict[str, Any]:
     """A body that must be JSON. Raises as `read_body`."""
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != "application/json":
-        raise UnsupportedBody("the body must be application/json")
-    return dict((await read_body(request, max_bytes=max_bytes)).fields)
+    return dict((await read_body(request, max_bytes=max_bytes, forms=False)).fields)
 
 
 def capped_stream(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
@@ -42,15 +39,20 @@ def capped_stream(request: Request, max_bytes: int) -> AsyncGenerator[bytes, Non
     return Request(request.scope, _capped(request, max_bytes)).stream()
 
 
-async def read_body(request: Request, *, max_bytes: int) -> Body:
-    """Raises UnsupportedBody, BodyTooLarge (before reading where the length is declared),
-    MalformedBody, or InvalidField for a form part that cannot be."""
+async def read_body(request: Request, *, max_bytes: int, forms: bool = True) -> Body:
+    """The body's fields; multipart bodies only where `forms`.
+
+    Raises UnsupportedBody, BodyTooLarge (before reading where the length is declared),
+    MalformedBody, or InvalidField for a form part that cannot be.
+    """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedBody("compressed bodies are not supported")
     limited = Request(request.scope, _capped(request, max_bytes))
     if content_type == "application/json":
         return Body(fields=parse_json(await limited.body()))
+    if not forms:
+        raise UnsupportedBody("the body must be application/json")
     if content_type == "multipart/form-data":
         return await _read_form(limited, max_bytes)
     raise UnsupportedBody("the body must be application/json or multipart/form-data")

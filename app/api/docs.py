@@ -9,7 +9,7 @@ from app.api.problems import Problem
 _WHEN = {
     400: "The body or an image cannot be read, or the prompt is too long.",
     401: "The API key is missing or wrong.",
-    404: "There is nothing with this id.",
+    404: "There is nothing with this id, or no such model.",
     409: "The batch has ended, or the Idempotency-Key was used for another request.",
     413: "The body is too large.",
     415: "The content type of the body is not supported.",
@@ -27,4 +27,6 @@ def problems(*statuses: int) -> Responses:
     return {status: {"model": Problem, "description": _WHEN[status]} for status in statuses}
 
 
-CHAT_PROBLEMS = problems(400, 401, 413, 415, 422, 429, 500, 503, 504)
+_EVERYWHERE = (400, 401, 413, 415, 429, 500, 503, 504)
+CHAT_PROBLEMS = problems(*_EVERYWHERE, 422)
+COMPLETION_PROBLEMS = problems(*_EVERYWHERE, 404)

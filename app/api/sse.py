@@ -1,4 +1,4 @@
-"""A chat stream as server-sent events: deltas, the answer less its text, `[DONE]`."""
+"""A chat stream as server-sent events: its bodies one by one, then `[DONE]`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.disconnects import unless_disconnected
 from app.api.problems import as_problem, envelope
-from app.core import ChatResult
 from app.engine.base import ChatStream
 
 KEEP_ALIVE_SECONDS = 15.0
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
+
+
+Bodies = Callable[[ChatStream], AsyncIterator[dict[str, Any]]]
+"""What of a stream is sent, in order; its error is raised."""
 
 
 class ChatEvents(Response):
@@ -28,17 +31,13 @@ class ChatEvents(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self,
-        stream: ChatStream,
-        last_event: Callable[[ChatResult], dict[str, Any]],
-    ) -> None:
+    def __init__(self, stream: ChatStream, bodies: Bodies) -> None:
         self.status_code = 200
         self.background = None
         # No super().__init__: with a body set it would promise a content length.
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self._stream = stream
-        self._last_event = last_event
+        self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -54,10 +53,8 @@ class ChatEvents(Response):
 
     async def _events(self) -> AsyncIterator[bytes]:
         try:
-            async for chunk in self._stream.chunks():
-                if chunk.text:
-                    yield _data({"delta": chunk.text})
-            yield _data(self._last_event(await self._stream.result()))
+            async for body in self._bodies(self._stream):
+                yield _data(body)
         except Exception as exc:
             yield _data(envelope(as_problem(exc)))
         yield DONE

@@ -26,6 +26,12 @@ class Priority(StrEnum):
     BATCH = "batch"
 
 
+class Role(StrEnum):
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
 class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
@@ -35,14 +41,41 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        parts: texts, and None where the next of the request's images stands.
+    """
+
+    role: Role
+    parts: tuple[str | None, ...]
+
+    @property
+    def num_images(self) -> int:
+        return self.parts.count(None)
+
+
+def one_question(question: str, *, num_images: int) -> tuple[Message, ...]:
+    """The conversation of `POST /v1/chat`: one user message, images first."""
+    return (Message(role=Role.USER, parts=(*(None,) * num_images, question)),)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
-    """`temperature` 0 is greedy; `seed` None draws one."""
+    """`temperature` 0 is greedy; `seed` None draws one.
+
+    Attributes:
+        top_logprobs: how many of the likeliest tokens are told beside each token's own
+            log-probability; None where no log-probabilities are asked for.
+    """
 
     max_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    top_logprobs: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +99,8 @@ class ChatRequest:
     """One admitted-or-refused unit of work.
 
     Attributes:
+        question: the words of the last user message.
+        messages: the conversation, where it is more than images and one question after them.
         arrival: monotonic seconds at which the service received it.
         deadline: monotonic seconds past which it ends with what it has.
         plan_only: stop once the plan is final, without generating.
@@ -82,14 +117,37 @@ class ChatRequest:
     deadline: float | None = None
     explain: bool = False
     plan_only: bool = False
+    messages: tuple[Message, ...] = ()
+
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        return self.messages or one_question(self.question, num_images=len(self.images))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredToken:
+    """A token's bytes and its log-probability (nats) in the model's own distribution.
+
+    Attributes:
+        top: the likeliest tokens of that step, best first; their own `top` is empty.
+    """
+
+    content: bytes
+    logprob: float
+    top: tuple[ScoredToken, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenChunk:
-    """Text that became final in one step; `num_tokens` generated tokens stand behind it."""
+    """Text that became final in one step; `num_tokens` generated tokens stand behind it.
+
+    Attributes:
+        scored: tokens of text that became final, where log-probabilities were asked for.
+    """
 
     text: str
     num_tokens: int = 1
+    scored: tuple[ScoredToken, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,6 +176,7 @@ class ChatResult:
     budget_limit: float
     timing: Timing
     grids: tuple[TokenGrid, ...] = ()
+    scored: tuple[ScoredToken, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -64,11 +64,18 @@ class PromptShape:
 
     Attributes:
         num_question: those text rows that follow the last image.
+        num_earlier: text rows before it that are read as the question too.
     """
 
     num_text: int
     visual_per_image: tuple[int, ...]
     num_question: int = 0
+    num_earlier: int = 0
+
+    @property
+    def num_read(self) -> int:
+        """Text rows that the router, and strategies that read, are given."""
+        return self.num_question + self.num_earlier
 
     @property
     def num_visual(self) -> int:
@@ -89,12 +96,15 @@ class Prompt:
         visual_per_image: visual tokens of each image.
         question_slot: (start, count) of the text that follows the last image: the question
             and the assistant's tag, which attention-based strategies and the router read.
+        earlier_slots: (start, count) of what the user last said, where none of it follows the
+            last image; the router reads it before the question slot.
     """
 
     token_ids: tuple[int, ...]
     visual_slots: tuple[tuple[int, int], ...]
     visual_per_image: tuple[int, ...]
     question_slot: tuple[int, int]
+    earlier_slots: tuple[tuple[int, int], ...] = ()
 
     @property
     def shape(self) -> PromptShape:
@@ -102,6 +112,15 @@ class Prompt:
             num_text=len(self.token_ids) - sum(self.visual_per_image),
             visual_per_image=self.visual_per_image,
             num_question=self.question_slot[1],
+            num_earlier=sum(count for _, count in self.earlier_slots),
+        )
+
+    @property
+    def read_ids(self) -> tuple[int, ...]:
+        """Ids of the rows that are read as the question, in the prompt's order."""
+        slots = (*self.earlier_slots, self.question_slot)
+        return tuple(
+            token_id for start, count in slots for token_id in self.token_ids[start : start + count]
         )
 
     @property

@@ -46,6 +46,7 @@ class Encoder:
         return [
             VisualTokens.joined(
                 [found[self._key(prepared, image)] for image in prepared.request.images]
+                or [VisualTokens(tokens_VD=self._adapter.embed(()))]
             )
             for prepared in prompts
         ]

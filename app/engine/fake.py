@@ -5,6 +5,7 @@ All that stands above the runner's protocol can be driven with it; no torch, no 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from app.core import (
     ModelGeometry,
     Plan,
     PromptShape,
+    ScoredToken,
     Selection,
     StrategyInfo,
     Timing,
@@ -67,6 +69,7 @@ class FakeRunning:
     begun: float
     num_generated: int = 0
     answer: str = ""
+    scored: tuple[ScoredToken, ...] = ()
     num_pending: int = 0
     num_held: int = 0
 
@@ -167,6 +170,7 @@ class FakeRunner:
             budget_limit=_limit(request, cost.prefill_ratio),
             timing=Timing(queue=running.begun - request.arrival, total=now - request.arrival),
             grids=(GRID,) * len(request.images),
+            scored=running.scored,
         )
 
     def release(self, running: Running) -> None:
@@ -215,10 +219,12 @@ class FakeRunner:
         if request.plan_only:
             return Outcome(request_id=request.id, result=self.finish(running, FinishReason.STOP))
         text, reason = _next(running)
+        chunk = TokenChunk(text=text, scored=_scored(text, request.sampling.top_logprobs))
+        running.scored += chunk.scored
         running.answer += text
         running.num_generated += 1
         result = None if reason is None else self.finish(running, reason)
-        return Outcome(request_id=request.id, chunk=TokenChunk(text=text), result=result)
+        return Outcome(request_id=request.id, chunk=chunk, result=result)
 
 
 def _num_rows(shape: PromptShape, plan: Plan) -> int:
@@ -244,6 +250,11 @@ def _next(running: FakeRunning) -> tuple[str, FinishReason | None]:
     return word, None
 
 
+def _scored(text: str, num_top: int | None) -> tuple[ScoredToken, ...]:
+    token = ScoredToken(content=text.encode(), logprob=math.log(0.5))
+    return () if num_top is None else (replace(token, top=(token,) * min(num_top, 1)),)
+
+
 def _limit(request: ChatRequest, spent: float) -> float:
     form = request.budget.form
     return form.share if isinstance(form, FlopsShare) else spent
@@ -261,11 +272,12 @@ def _plan(request: ChatRequest, shape: PromptShape) -> Plan:
         return _pruned(shape, shape.num_visual if tokens is None else tokens, layers)
     if isinstance(budget.form, Quality):
         return _loyal(shape, budget.form, budget.min_tokens)
-    for count in range(shape.num_visual, budget.min_tokens - 1, -1):
+    fewest = min(budget.min_tokens, shape.num_visual)
+    for count in range(shape.num_visual, fewest - 1, -1):
         plan = _pruned(shape, count, None)
         if budget.form.allows(cost_of(GEOMETRY, shape, plan)):
             return plan
-    smallest = cost_of(GEOMETRY, shape, _pruned(shape, budget.min_tokens, None)).prefill_ratio
+    smallest = cost_of(GEOMETRY, shape, _pruned(shape, fewest, None)).prefill_ratio
     raise BudgetTooSmall(f"budget: the smallest possible value is {smallest:.4f}", param="budget")
 
 

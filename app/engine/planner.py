@@ -217,9 +217,7 @@ class Planner:
         *,
         with_router: bool = True,
     ) -> View:
-        prompt = prepared.prompt
-        start, count = prompt.question_slot
-        question_QD = self._adapter.embed(prompt.token_ids[start : start + count])
+        question_QD = self._adapter.embed(prepared.prompt.read_ids)
         scores: RouterScores | None = None
         if with_router and self._router is not None and needs_router(prepared.strategy):
             token_logits, layer_logits = self._router.score(visual.tokens_VD, question_QD)
@@ -243,6 +241,8 @@ class Planner:
 def request_seed(request: ChatRequest) -> int:
     """The same for the same images, question and seed, wherever and beside whomever it runs."""
     digest = hashlib.sha256(request.question.encode())
+    for message in request.messages:
+        digest.update(repr((message.role.value, message.parts)).encode())
     for image in request.images:
         digest.update(image.digest.encode())
     digest.update(str(request.sampling.seed).encode())

@@ -29,7 +29,7 @@ def resized(adapter: Adapter, prepared: PreparedPrompt) -> PreparedPrompt:
         for image, most in zip(prepared.request.images, shares, strict=True)
     )
     layouts = tuple(adapter.layout(image) for image in images)
-    prompt = adapter.prompt(prepared.request.question, layouts)
+    prompt = adapter.converse(prepared.request.conversation, layouts)
     bound = replace(
         allocation.plan,
         num_visual=prompt.shape.num_visual,

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from app.core import Capabilities, ChatRequest, ChatResult, FinishReason, TokenChunk
+from app.core import Capabilities, ChatRequest, ChatResult, FinishReason
 from app.engine.base import (
     ALL_ROWS,
     CacheCounts,
@@ -27,6 +27,7 @@ from app.engine.planner import DEFAULT_USE, CalibrationUse, Planner, request_see
 from app.engine.ragged import DecoderLoop
 from app.engine.resizing import resized
 from app.engine.sampling import Sampler
+from app.engine.scores import Scores
 from app.engine.segment import Segment, as_planned
 from app.engine.sequence import PreparedPrompt, Sequence
 from app.engine.text import AnswerText
@@ -77,7 +78,7 @@ class ModelRunner:
                 f"at most {self._max_images} images, got {len(request.images)}", param="images"
             )
         layouts = tuple(self._adapter.layout(image) for image in request.images)
-        prompt = self._adapter.prompt(request.question, layouts)
+        prompt = self._adapter.converse(request.conversation, layouts)
         strategy, allocation = self._planner.resolve(request, prompt.shape, layouts)
         prepared = PreparedPrompt(
             request=request,
@@ -189,6 +190,7 @@ class ModelRunner:
             sampler=Sampler(prepared.request.sampling),
             text=AnswerText(self._adapter.text_stream(), prepared.request.sampling.stop),
             positions=positions,
+            scores=self._scores(prepared.request),
         )
         sequence.clock.queue = max(started - prepared.request.arrival, 0.0)
         sequence.clock.encode = encoded
@@ -233,20 +235,22 @@ class ModelRunner:
         token_id = sequence.sampler.next_id(logits_N)
         sequence.token_ids.append(token_id)
         ended = token_id in self._adapter.eos_token_ids
-        text = "" if ended else sequence.text.push(token_id)
+        chunk = sequence.say("" if ended else sequence.push(token_id, logits_N))
         reason = self._end_of(sequence, ended=ended)
         if reason is None:
-            return Outcome(request_id=sequence.request.id, chunk=TokenChunk(text=text))
-        text += sequence.text.flush()
+            return Outcome(request_id=sequence.request.id, chunk=chunk)
+        last = sequence.say_rest(chunk)
         return Outcome(
-            request_id=sequence.request.id,
-            chunk=TokenChunk(text=text),
-            result=self._finish(sequence, reason),
+            request_id=sequence.request.id, chunk=last, result=self._finish(sequence, reason)
         )
+
+    def _scores(self, request: ChatRequest) -> Scores | None:
+        num_top = request.sampling.top_logprobs
+        return None if num_top is None else Scores(num_top, self._adapter.token_bytes)
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> ChatResult:
         """The memory is given back once the whole step is through."""
-        sequence.text.flush()
+        sequence.say_rest()
         result = sequence.result(self._adapter.geometry, reason, now=time.monotonic())
         sequence.kv.release(compact=False)
         self._held.pop(sequence.request.id, None)

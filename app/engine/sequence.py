@@ -19,11 +19,13 @@ from app.core import (
     PromptShape,
     Selection,
     Timing,
+    TokenChunk,
 )
 from app.cost import cost_of, kv_bytes_per_row
 from app.engine.kv import SequenceKv, max_rows_held
 from app.engine.rows import Rows, prompt_rows
 from app.engine.sampling import Sampler
+from app.engine.scores import Scores
 from app.engine.segment import Segment
 from app.engine.text import AnswerText
 from app.engine.tickets import Demand
@@ -106,6 +108,7 @@ class Sequence:
 
     Attributes:
         weights: merging weights of the selections made so far, K x C by layer.
+        scores: log-probabilities, where they are asked for.
         rows: the prompt's rows while some are not yet computed.
         num_computed: how many of them are.
     """
@@ -120,6 +123,7 @@ class Sequence:
     kv: SequenceKv = field(default_factory=SequenceKv)
     clock: StageClock = field(default_factory=StageClock)
     token_ids: list[int] = field(default_factory=list)
+    scores: Scores | None = None
     rows: Rows | None = None
     num_computed: int = 0
     prefilled: bool = False
@@ -217,6 +221,26 @@ class Sequence:
             self.rows = None
             self.prefilled = True
 
+    def push(self, token_id: int, logits_N: Tensor) -> str:
+        """A token that does not end the answer; the text that became final."""
+        text = self.text.push(token_id)
+        if self.scores is not None:
+            self.scores.push(token_id, logits_N, num_chars=len(self.text.text))
+            if self.text.stopped:
+                self.scores.cut(len(self.text.text))
+        return text
+
+    def say(self, text: str) -> TokenChunk:
+        """Text that became final, with the tokens that it is made of."""
+        scored = self.scores.told(self.text.num_final) if self.scores else ()
+        return TokenChunk(text=text, scored=scored)
+
+    def say_rest(self, chunk: TokenChunk | None = None) -> TokenChunk:
+        """The answer has ended: `chunk` and all that was held back."""
+        text, scored = (chunk.text, chunk.scored) if chunk else ("", ())
+        rest = self.scores.rest() if self.scores else ()
+        return TokenChunk(text=text + self.text.flush(), scored=scored + rest)
+
     def restart(self) -> None:
         """Drop all KV, to compute prompt and answer so far anew."""
         self.kv.restart()
@@ -244,4 +268,5 @@ class Sequence:
                 total=now - self.request.arrival,
             ),
             grids=tuple(layout.grid for layout in self.prepared.layouts),
+            scored=self.scores.tokens if self.scores else (),
         )

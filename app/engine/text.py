@@ -19,6 +19,11 @@ class AnswerText:
     def text(self) -> str:
         return self._text
 
+    @property
+    def num_final(self) -> int:
+        """Characters that were handed out."""
+        return self._num_sent
+
     def push(self, token_id: int) -> str:
         """Add one id; returns the text that became final."""
         added = self._stream.push(token_id)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from app.core import BudgetRequest, ChatRequest, ImageInput, Priority, SamplingParams
+from app.core import BudgetRequest, ChatRequest, ImageInput, Message, Priority, SamplingParams
 from app.errors import InvalidField
 from app.intake.budgets import BUDGET_SCHEMA, parse_budget
 from app.intake.sources import ImageSource, from_file, from_url
@@ -32,7 +32,12 @@ class ChatLimits:
     max_image_bytes: int = 10 * 2**20
 
 
-def _no_nul(text: str) -> str:
+def readable(text: str) -> str:
+    """Text that a tokenizer can take."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError("string_unicode", "the text is not valid Unicode") from None
     if "\0" in text:
         raise PydanticCustomError("nul", "the text must not contain the NUL character")
     return text
@@ -55,14 +60,9 @@ _STOP_SCHEMA = {
 }
 
 
-class ChatBody(WireModel):
-    """The fields of `POST /v1/chat` and `POST /v1/plan`."""
+class GenerationFields(WireModel):
+    """How an answer is made, whatever the question's form."""
 
-    question: Annotated[
-        str, Field(min_length=1, max_length=MAX_QUESTION_CHARS), AfterValidator(_no_nul)
-    ]
-    image: str | None = None
-    images: Annotated[list[str], Field(min_length=1, max_length=MAX_IMAGES)] | None = None
     budget: Annotated[Any, WithJsonSchema(BUDGET_SCHEMA)] = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
@@ -80,6 +80,16 @@ class ChatBody(WireModel):
     priority: Literal["interactive", "batch"] = "interactive"
 
 
+class ChatBody(GenerationFields):
+    """The fields of `POST /v1/chat` and `POST /v1/plan`."""
+
+    question: Annotated[
+        str, Field(min_length=1, max_length=MAX_QUESTION_CHARS), AfterValidator(readable)
+    ]
+    image: str | None = None
+    images: Annotated[list[str], Field(min_length=1, max_length=MAX_IMAGES)] | None = None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatDraft:
     """A checked body whose images are still encoded."""
@@ -92,6 +102,7 @@ class ChatDraft:
     explain: bool
     deadline_seconds: float | None
     priority: Priority
+    messages: tuple[Message, ...] = ()
 
     def to_request(
         self,
@@ -116,6 +127,7 @@ class ChatDraft:
             deadline=None if seconds is None else arrival + seconds,
             explain=self.explain,
             plan_only=plan_only,
+            messages=self.messages,
         )
 
 
@@ -124,20 +136,34 @@ def parse_chat(
 ) -> ChatDraft:
     """Check every field; `files` are uploaded `image` parts. Raises typed errors with `param`."""
     wire = validate(ChatBody, body)
+    return draft(wire, limits, images=_images(wire, files, limits), question=wire.question)
+
+
+def draft(
+    wire: GenerationFields,
+    limits: ChatLimits,
+    *,
+    images: tuple[ImageSource, ...],
+    question: str,
+    messages: tuple[Message, ...] = (),
+) -> ChatDraft:
+    """Raises InvalidField for a budget or a length that cannot be."""
     deadline_ms = wire.deadline_ms
+    default_budget = limits.default_budget if images else 1
     return ChatDraft(
-        images=_images(wire, files, limits),
-        question=wire.question,
-        budget=parse_budget(limits.default_budget if wire.budget is None else wire.budget),
+        images=images,
+        question=question,
+        budget=parse_budget(default_budget if wire.budget is None else wire.budget),
         sampling=_sampling(wire, limits),
         stream=wire.stream,
         explain=wire.explain,
         deadline_seconds=None if deadline_ms is None else deadline_ms / 1000,
         priority=Priority(wire.priority),
+        messages=messages,
     )
 
 
-def _sampling(wire: ChatBody, limits: ChatLimits) -> SamplingParams:
+def _sampling(wire: GenerationFields, limits: ChatLimits) -> SamplingParams:
     most = limits.max_tokens_limit
     max_tokens = wire.max_tokens or min(limits.max_tokens_default, most)
     if max_tokens > most:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+)
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
 from app.errors import InvalidField, InvalidParameter
 
@@ -15,12 +23,45 @@ MAX_PARAM_CHARS = 128
 Model = TypeVar("Model", bound="WireModel")
 
 
+@dataclass(frozen=True, slots=True)
+class Only:
+    """Annotates a field with the values that it may have, as `only` gives them."""
+
+    values: tuple[Any, ...]
+
+    def __get_pydantic_core_schema__(
+        self, _source: Any, _handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._check)
+
+    def __get_pydantic_json_schema__(
+        self, _schema: CoreSchema, _handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"enum": list(self.values)}
+
+    def _check(self, given: Any) -> Any:
+        if any(given == value and _alike(given, value) for value in self.values):
+            return given
+        served = " or ".join(json.dumps(value) for value in self.values)
+        raise PydanticCustomError("only", "only {served} is supported here", {"served": served})
+
+
+def _alike(given: Any, value: Any) -> bool:
+    """JSON knows numbers and booleans apart, Python does not."""
+    return isinstance(given, bool) == isinstance(value, bool)
+
+
 class WireModel(BaseModel):
     """Base of all wire schemas: nothing unknown, nothing coerced, nothing infinite."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, frozen=True, hide_input_in_errors=True
     )
+
+
+def only(*values: Any) -> Only:
+    """Of a field that is known, but of which nothing else than `values` can be served."""
+    return Only(values)
 
 
 def validate(model: type[Model], body: Mapping[str, Any], *, prefix: str = "") -> Model:

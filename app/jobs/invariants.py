@@ -10,7 +10,14 @@ from redis.asyncio import Redis
 
 from app.jobs import keys
 from app.jobs.keys import key
-from app.jobs.replies import read_hash, read_hashes, read_list, read_pending, read_ranks, read_stream
+from app.jobs.replies import (
+    read_hash,
+    read_list,
+    read_pending,
+    read_ranks,
+    read_stream,
+    scan_hashes,
+)
 from app.jobs.states import ENDED, ENDED_BATCHES, BatchStatus, JobState
 
 
@@ -18,8 +25,8 @@ from app.jobs.states import ENDED, ENDED_BATCHES, BatchStatus, JobState
 class _Scan:
     """Everything that Redis holds of the queue, read without a lock: use it when nothing moves."""
 
-    jobs: dict[str, Mapping[str, str]] = field(default_factory=dict)
-    batches: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    jobs: dict[str, dict[str, str]] = field(default_factory=dict)
+    batches: dict[str, dict[str, str]] = field(default_factory=dict)
     listed: Counter[tuple[str, str]] = field(default_factory=Counter)
     undelivered: Counter[str] = field(default_factory=Counter)
     pending: Counter[str] = field(default_factory=Counter)
@@ -40,8 +47,8 @@ async def find_violations(client: Redis) -> list[str]:
 
 async def _read(client: Redis) -> _Scan:
     scan = _Scan()
-    scan.jobs = await read_hashes(client, key("job", ""))
-    scan.batches = await read_hashes(client, key("batch", ""))
+    scan.jobs = await scan_hashes(client, key("job", ""))
+    scan.batches = await scan_hashes(client, key("batch", ""))
     for tenant in {batch["tenant"] for batch in scan.batches.values()}:
         for id in await read_list(client, key("backlog", tenant)):
             scan.listed[tenant, id] += 1

@@ -13,7 +13,7 @@ async def read_hash(client: Redis, name: str) -> dict[str, str]:
     return cast("dict[str, str]", await client.hgetall(name))
 
 
-async def read_hashes(client: Redis, prefix: str) -> dict[str, dict[str, str]]:
+async def scan_hashes(client: Redis, prefix: str) -> dict[str, dict[str, str]]:
     """All hashes whose name begins so, by the rest of it; a few requests for a thousand."""
     found: dict[str, dict[str, str]] = {}
     cursor = None

@@ -7,6 +7,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from redis.exceptions import RedisError
+
 from app.engine.base import EngineFacade, EngineState
 from app.errors import QueueNotConfigured, QueueUnavailable
 from app.jobs.beat import Progress
@@ -118,8 +120,8 @@ class JobsRuntime:
         """Count what is in Redis, for the scrape that is about to be answered."""
         try:
             async with asyncio.timeout(CENSUS_SECONDS):
-                self.gauges.note(await self.jobs().census())
-        except (QueueUnavailable, QueueNotConfigured, TimeoutError):
+                self.gauges.note(await self.jobs().queue.census())
+        except (QueueUnavailable, QueueNotConfigured, RedisError, OSError, TimeoutError):
             self.gauges.note(None)
 
     async def _run(self, answer: Answer) -> None:

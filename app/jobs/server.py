@@ -107,6 +107,12 @@ class QueueServer:
             raise QueueUnavailable("the queue of batch jobs is not running", retry_after_seconds=2)
         return self._client
 
+    @property
+    def url(self) -> str:
+        """Where `client` connects to. Raises as `client`."""
+        assert self.client is not None
+        return self._url if self._url is not None else self._folder.url
+
     def describe(self) -> ServerDescription:
         restarts = self._embedded.num_restarts if self._embedded else 0
         return replace(self._seen, num_restarts=restarts)

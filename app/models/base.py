@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from app.core import ImageInput, ImageLayout, ModelGeometry, Prompt
+from app.core import ImageInput, ImageLayout, Message, ModelGeometry, Prompt
 from app.models.families.base import PromptPositions, VisualTokens
 
 Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
@@ -79,6 +79,13 @@ class Adapter(Protocol):
         """One user message, images first, through the model's own chat template."""
         ...
 
+    def converse(self, messages: Sequence[Message], layouts: Sequence[ImageLayout]) -> Prompt:
+        """A conversation through the template; its images, in order, have these layouts.
+
+        Raises InvalidField naming what the template does not know.
+        """
+        ...
+
     def encode(
         self, images: Sequence[ImageInput], *, with_facts: bool = False
     ) -> list[VisualTokens]:
@@ -117,3 +124,7 @@ class Adapter(Protocol):
         ...
 
     def text_stream(self) -> TextStream: ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for; a part of a character too."""
+        ...

@@ -19,8 +19,8 @@ from transformers import (
 
 LLAVA_SPECIALS = ("<pad>", "<s>", "<image>")
 _LLAVA_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}USER: {% for part in message.content %}"
-    "{% if part.type == 'image' %}<image>{% endif %}{% endfor %}\n"
+    "{{ bos_token }}{% for message in messages %}{{ message.role | upper }}: "
+    "{% for part in message.content %}{% if part.type == 'image' %}<image>{% endif %}{% endfor %}\n"
     "{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}"
     "{% endfor %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
 )

@@ -1,24 +1,48 @@
-"""Prompt ids by position: template tokens may be special, the user's text never is.
+"""Prompt ids by position: template tokens may be special, what a caller wrote never is.
 
-The chat template is rendered with a sentinel where the question goes. Ordinary questions are
-tokenised with the template around them, exactly as the library would. A question that spells an
-added token is tokenised by a twin of the tokenizer that has no added tokens, so it stays text.
+The chat template is rendered with marks where texts go. Ordinary texts are tokenised with the
+template around them, exactly as the library would. Where one spells an added token, all of them are
+tokenised by a twin of the tokenizer that has no added tokens, so they stay text.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from app.core import ImageLayout, Prompt
-from app.errors import ModelUnsupported
+from app.core import ImageLayout, Message, Prompt, Role, one_question
+from app.models.chat_template import ChatTemplate
 
 SENTINEL = "\ue000question\ue001"
+
+Span = tuple[int, int]
+"""From one character of the prompt's text to before another."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Piece:
+    """A stretch of the prompt's text; `message` is whose words it holds, None the template's."""
+
+    text: str
+    start: int
+    message: int | None
+
+    @property
+    def span(self) -> Span:
+        return self.start, self.start + len(self.text)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Tokens:
+    """Ids, and the characters that each stands for."""
+
+    ids: list[int]
+    spans: list[Span]
 
 
 class PromptBuilder:
@@ -31,87 +55,147 @@ class PromptBuilder:
     """
 
     def __init__(self, processor: Any, *, image_token: str, image_token_id: int) -> None:
-        self._processor = processor
+        self._template = ChatTemplate(processor, image_token=image_token)
         self._image_token = image_token
         self._image_token_id = image_token_id
         self._tokenizer: Tokenizer = processor.tokenizer.backend_tokenizer
         self._text_only = _without_added_tokens(self._tokenizer)
         added = self._tokenizer.get_added_tokens_decoder()
-        self._added_ids = {token.content: idx for idx, token in added.items()}
-        alternatives = sorted(self._added_ids, key=len, reverse=True)
+        self._id_of_added = {token.content: idx for idx, token in added.items()}
+        self._added_ids = frozenset(self._id_of_added.values())
+        alternatives = sorted(self._id_of_added, key=len, reverse=True)
         self._added_pattern = re.compile("(" + "|".join(map(re.escape, alternatives)) + ")")
-        self._template = lru_cache(maxsize=32)(self._render)
 
     def build(self, question: str, layouts: Sequence[ImageLayout]) -> Prompt:
-        """Ids of one user message with images of these layouts."""
-        before, after = self._template(len(layouts))
-        before = self._with_placeholders(before, layouts)
-        if SENTINEL in question:
-            question = question.replace(SENTINEL, "")
-        ids = self._tokenizer.encode(before + question + after, add_special_tokens=False).ids
-        if self._num_added(ids) != self._num_added_in(before) + self._num_added_in(after):
-            ids = self._encode_apart(before, question, after)
-        return self._expand(ids, layouts)
+        """Ids of one user message with images of these layouts before its text."""
+        return self.converse(one_question(question, num_images=len(layouts)), layouts)
 
-    def _render(self, num_images: int) -> tuple[str, str]:
-        content = [{"type": "image"}] * num_images + [{"type": "text", "text": SENTINEL}]
-        rendered = self._processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-        parts = rendered.split(SENTINEL)
-        if len(parts) != 2:
-            raise ModelUnsupported("the chat template must place the user's text exactly once")
-        if parts[0].count(self._image_token) != num_images:
-            raise ModelUnsupported("the chat template must place each image before the text")
-        bos = self._processor.tokenizer.bos_token
-        adds_bos = getattr(self._processor.tokenizer, "add_bos_token", False)
-        if bos and adds_bos and not parts[0].startswith(bos):
-            parts[0] = bos + parts[0]
-        return parts[0], parts[1]
+    def converse(self, messages: Sequence[Message], layouts: Sequence[ImageLayout]) -> Prompt:
+        """Ids of a conversation whose images, in order, have these layouts.
 
-    def _num_added(self, ids: Sequence[int]) -> int:
-        added = set(self._added_ids.values())
-        return sum(token_id in added for token_id in ids)
+        Raises:
+            InvalidField: the model's template does not know such a conversation.
+        """
+        pieces = self._pieces(messages, layouts)
+        return self._expand(self._encode(pieces), _last_words(messages, pieces), layouts)
 
-    def _num_added_in(self, text: str) -> int:
-        return len(self._added_pattern.findall(text))
+    def _pieces(self, messages: Sequence[Message], layouts: Sequence[ImageLayout]) -> list[_Piece]:
+        texts = [
+            (idx, part.replace(SENTINEL, ""))
+            for idx, message in enumerate(messages)
+            for part in message.parts
+            if part is not None
+        ]
+        waiting = iter(layouts)
+        pieces: list[_Piece] = []
+        start = 0
+        for piece in self._template.render(messages).pieces:
+            if isinstance(piece, int):
+                message, text = texts[piece]
+                pieces.append(_Piece(text=text, start=start, message=message))
+            else:
+                text = self._with_placeholders(piece, waiting)
+                pieces.append(_Piece(text=text, start=start, message=None))
+            start += len(text)
+        return pieces
 
-    def _with_placeholders(self, before: str, layouts: Sequence[ImageLayout]) -> str:
-        first, *rest = before.split(self._image_token)
-        assert len(rest) == len(layouts), "checked when the template was rendered"
-        pairs = zip(layouts, rest, strict=True)
-        return first + "".join(layout.placeholder + text for layout, text in pairs)
+    def _with_placeholders(self, text: str, layouts: Iterator[ImageLayout]) -> str:
+        first, *rest = text.split(self._image_token)
+        return first + "".join(next(layouts).placeholder + after for after in rest)
 
-    def _encode_apart(self, before: str, question: str, after: str) -> list[int]:
-        left, right = self._added_pattern.split(before), self._added_pattern.split(after)
-        middle = left.pop() + question + right.pop(0)
-        ids = [i for piece in left for i in self._template_piece(piece)]
-        ids += self._text_only.encode(middle, add_special_tokens=False).ids
-        return ids + [i for piece in right for i in self._template_piece(piece)]
+    def _encode(self, pieces: Sequence[_Piece]) -> _Tokens:
+        whole = "".join(piece.text for piece in pieces)
+        encoding = self._tokenizer.encode(whole, add_special_tokens=False)
+        num_added = sum(token_id in self._added_ids for token_id in encoding.ids)
+        meant = [
+            (piece.start + found.start(), piece.start + found.end())
+            for piece in pieces
+            if piece.message is None
+            for found in self._added_pattern.finditer(piece.text)
+        ]
+        spelled = [found.span() for found in self._added_pattern.finditer(whole)]
+        if num_added != len(meant) or spelled != meant:
+            return self._encode_apart(pieces)
+        return _Tokens(ids=encoding.ids, spans=encoding.offsets)
 
-    def _template_piece(self, piece: str) -> list[int]:
-        if piece in self._added_ids:
-            return [self._added_ids[piece]]
-        return list(self._text_only.encode(piece, add_special_tokens=False).ids) if piece else []
+    def _encode_apart(self, pieces: Sequence[_Piece]) -> _Tokens:
+        found = _Tokens(ids=[], spans=[])
+        pending, start = "", 0
+        for piece in pieces:
+            parts = [piece.text]
+            if piece.message is None:
+                parts = self._added_pattern.split(piece.text)
+            for idx, part in enumerate(parts):
+                if idx % 2 == 0:
+                    pending += part
+                    continue
+                start = self._encode_text(pending, start, found)
+                found.ids.append(self._id_of_added[part])
+                found.spans.append((start, start + len(part)))
+                pending, start = "", start + len(part)
+        self._encode_text(pending, start, found)
+        return found
 
-    def _expand(self, ids: Sequence[int], layouts: Sequence[ImageLayout]) -> Prompt:
+    def _encode_text(self, text: str, start: int, found: _Tokens) -> int:
+        """Appends the ids of what holds no token but text; where it ends."""
+        if text:
+            encoding = self._text_only.encode(text, add_special_tokens=False)
+            found.ids.extend(encoding.ids)
+            found.spans.extend((start + first, start + last) for first, last in encoding.offsets)
+        return start + len(text)
+
+    def _expand(
+        self, tokens: _Tokens, last_words: Sequence[Span], layouts: Sequence[ImageLayout]
+    ) -> Prompt:
         counts = (count for layout in layouts for count in layout.runs)
         expanded: list[int] = []
         slots: list[tuple[int, int]] = []
-        for token_id in ids:
+        said: list[int] = []
+        for token_id, span in zip(tokens.ids, tokens.spans, strict=True):
             if token_id == self._image_token_id:
                 count = next(counts)
                 slots.append((len(expanded), count))
                 expanded.extend([token_id] * count)
-            else:
-                expanded.append(token_id)
-        text_start = sum(slots[-1]) if slots else 0
+                continue
+            if any(_overlap(span, words) for words in last_words):
+                said.append(len(expanded))
+            expanded.append(token_id)
+        start = sum(slots[-1]) if slots else 0
         return Prompt(
             token_ids=tuple(expanded),
             visual_slots=tuple(slots),
             visual_per_image=tuple(layout.num_visual for layout in layouts),
-            question_slot=(text_start, len(expanded) - text_start),
+            question_slot=(start, len(expanded) - start),
+            earlier_slots=() if said and said[-1] >= start else _runs(said),
         )
+
+
+def _last_words(messages: Sequence[Message], pieces: Sequence[_Piece]) -> list[Span]:
+    """Where the last user message that has words has them."""
+    told = [
+        piece
+        for piece in pieces
+        if piece.message is not None
+        and messages[piece.message].role is Role.USER
+        and piece.text.strip()
+    ]
+    last = max((piece.message for piece in told if piece.message is not None), default=None)
+    return [piece.span for piece in told if piece.message == last]
+
+
+def _overlap(one: Span, other: Span) -> bool:
+    return one[0] < other[1] and other[0] < one[1]
+
+
+def _runs(rows: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Ascending rows as (start, count) of each stretch without a gap."""
+    runs: list[tuple[int, int]] = []
+    for row in rows:
+        if runs and sum(runs[-1]) == row:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((row, 1))
+    return tuple(runs)
 
 
 def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:

@@ -16,12 +16,13 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from app.core import ImageInput, ImageLayout, ModelGeometry, Prompt
+from app.core import ImageInput, ImageLayout, Message, ModelGeometry, Prompt
 from app.models.base import Attend, Rotation, TextStream
 from app.models.families.base import Family, PromptPositions, VisualTokens
 from app.models.families.common import resized
 from app.models.fused import CHECK_POSITIONS, Projection, RunLayer, fused_or_plain
 from app.models.prompt import PromptBuilder
+from app.models.token_bytes import TokenBytes
 
 ATTENTION_NAME = "allrounder"
 
@@ -101,6 +102,7 @@ class TransformersAdapter:
             image_token=processor.image_token,
             image_token_id=model.config.image_token_id,
         )
+        self._token_bytes = TokenBytes(processor.tokenizer.backend_tokenizer)
         self.geometry = _geometry(self._parts.config, model, family)
         self._plain_layers: list[RunLayer] = [
             partial(_run_plain, layer) for layer in self._parts.layers
@@ -167,6 +169,9 @@ class TransformersAdapter:
     def prompt(self, question: str, layouts: Sequence[ImageLayout]) -> Prompt:
         return self._prompts.build(question, layouts)
 
+    def converse(self, messages: Sequence[Message], layouts: Sequence[ImageLayout]) -> Prompt:
+        return self._prompts.converse(messages, layouts)
+
     def encode(
         self, images: Sequence[ImageInput], *, with_facts: bool = False
     ) -> list[VisualTokens]:
@@ -178,7 +183,7 @@ class TransformersAdapter:
         return sum(vision.look_flops(patches) for layout in layouts for patches in layout.tiles)
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
-        ids = torch.tensor(list(token_ids), device=self._model.device)
+        ids = torch.tensor(list(token_ids), device=self._model.device, dtype=torch.long)
         embedded: Tensor = self._parts.embed(ids)
         return embedded
 
@@ -214,6 +219,9 @@ class TransformersAdapter:
 
     def text_stream(self) -> TextStream:
         return _DecodeText(self._processor.tokenizer.backend_tokenizer)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self._token_bytes.of(token_id)
 
 
 def _geometry(config: Any, model: PreTrainedModel, family: Family) -> ModelGeometry:

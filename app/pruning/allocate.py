@@ -60,7 +60,7 @@ class Allocator:
         self._shape = shape
         self._frontier = frontier
         self._loyalty = loyalty
-        self._floor = max(1, min(min_tokens, shape.num_visual))
+        self._floor = min(max(1, min_tokens), shape.num_visual)
         self._num_layers = context.geometry.num_layers
         self._tokens = strategy.token_part
         self._allowed = self._layers_on_offer(context)
@@ -145,8 +145,9 @@ class Allocator:
         return self._frontier.loss(self._split(tokens, skips), share), skips
 
     def _split(self, tokens: int, skips: int) -> Split:
+        num_visual = self._shape.num_visual
         return Split(
-            token_ratio=tokens / max(self._shape.num_visual, 1),
+            token_ratio=tokens / num_visual if num_visual else 1.0,
             skip_ratio=skips / self._num_layers,
         )
 

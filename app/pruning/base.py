@@ -101,7 +101,8 @@ class View:
 
     Attributes:
         visual_VD: projected visual tokens, unpruned.
-        question_QD: word embeddings of the text after the image.
+        question_QD: word embeddings of the question: the text after the last image, or the user's
+            last words where they stand before it.
         visual_per_image: visual tokens of each image; empty where there is one.
         grids: which of each image's tokens show it whole, row by row; empty where unknown.
         vision: facts of the vision tower; only for strategies that need them.

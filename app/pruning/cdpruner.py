@@ -56,7 +56,7 @@ class CDPruner(PerImage):
 
     def choice_flops(self, geometry: ModelGeometry, shape: PromptShape, count: int) -> int:
         def flops(size: int, quota: int) -> int:
-            similar = cosine_flops(size + shape.num_question, size, geometry.width)
+            similar = cosine_flops(size + shape.num_read, size, geometry.width)
             return similar + volume_flops(size, quota)
 
         return self.over_images(shape, count, flops)

@@ -58,7 +58,7 @@ class MMTok(PerImage):
 
     def choice_flops(self, geometry: ModelGeometry, shape: PromptShape, count: int) -> int:
         vision = geometry.vision
-        words = shape.num_question
+        words = shape.num_read
 
         def flops(size: int, quota: int) -> int:
             patches = cosine_flops(size, size, vision.feature_width if vision else 0)

@@ -120,7 +120,7 @@ class LoadedRouter:
 
     def flops(self, shape: PromptShape) -> int:
         return router_flops(
-            self._network.config, num_visual=shape.num_visual, num_question=shape.num_question
+            self._network.config, num_visual=shape.num_visual, num_question=shape.num_read
         )
 
     @torch.inference_mode()

@@ -67,3 +67,14 @@ class BareCall:
     @property
     def body(self):
         return b"".join(message.get("body", b"") for message in self.messages)
+
+
+def completion_body(*parts, **fields):
+    """One user message; a text is itself, None is the red image."""
+    content = [
+        {"type": "image_url", "image_url": {"url": URL}}
+        if part is None
+        else {"type": "text", "text": part}
+        for part in parts or (None, QUESTION)
+    ]
+    return {"model": "fake", "messages": [{"role": "user", "content": content}], **fields}

@@ -26,12 +26,14 @@ class FamilyCase:
 
     Attributes:
         sizes: (width, height) of images that the family lays out differently, where it does.
+        knows_system: whether its chat template has a place for system messages.
     """
 
     name: str
     build: Callable[[Path], Path]
     sizes: tuple[tuple[int, int], ...]
     max_images: int = 2
+    knows_system: bool = True
 
     def __str__(self) -> str:
         return self.name
@@ -41,7 +43,9 @@ QWEN_SIZES = ((40, 30), (300, 18), (112, 112), (16, 260), (500, 333))
 
 FAMILIES = (
     FamilyCase(name="llava", build=tiny_llava_folder, sizes=((40, 30), (200, 112), (30, 90))),
-    FamilyCase(name="llava_next", build=tiny_llava_next_folder, sizes=WIDE_AND_TALL),
+    FamilyCase(
+        name="llava_next", build=tiny_llava_next_folder, sizes=WIDE_AND_TALL, knows_system=False
+    ),
     FamilyCase(
         name="llava_onevision",
         build=tiny_llava_onevision_folder,

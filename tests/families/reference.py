@@ -33,10 +33,12 @@ class Reference:
             self.processor: Any = AutoProcessor.from_pretrained(folder)
 
     def inputs(self, request: ChatRequest) -> dict[str, Tensor]:
-        """The request as one user message, images first, through the library's processor."""
-        content = [{"type": "image"} for _ in request.images]
+        """The request's conversation through the library's own processor."""
         text = self.processor.apply_chat_template(
-            [{"role": "user", "content": [*content, {"type": "text", "text": request.question}]}],
+            [
+                {"role": message.role.value, "content": [_part(part) for part in message.parts]}
+                for message in request.conversation
+            ],
             add_generation_prompt=True,
         )
         pictures = [
@@ -45,7 +47,7 @@ class Reference:
         ]
         return dict(
             self.processor(
-                images=pictures, text=text, return_tensors="pt", add_special_tokens=False
+                images=pictures or None, text=text, return_tensors="pt", add_special_tokens=False
             )
         )
 
@@ -86,6 +88,10 @@ class Reference:
                     after = layer.register_forward_hook(_undone, with_kwargs=True)
                     stack.callback(after.remove)
             yield
+
+
+def _part(part: str | None) -> dict[str, str]:
+    return {"type": "image"} if part is None else {"type": "text", "text": part}
 
 
 def _with_mask(mask: Tensor) -> Callable[..., Any]:

@@ -8,10 +8,21 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from app.api.endpoints import batches, chat, files, health, metrics, models, plan, playground
+from app.api.endpoints import (
+    batches,
+    chat,
+    completions,
+    files,
+    health,
+    metrics,
+    models,
+    plan,
+    playground,
+)
 
 ENDPOINTS: tuple[APIRouter, ...] = (
     chat.api,
+    completions.api,
     plan.api,
     models.api,
     files.api,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from app.api.docs import CHAT_PROBLEMS
 from app.api.drafts import body_docs, receive_chat
 from app.api.sse import ChatEvents
 from app.api.wire import ChatAnswer
-from app.core import ChatResult
+from app.engine.base import ChatStream
 
 api = APIRouter(prefix="/v1", tags=["chat"])
 
@@ -45,11 +46,17 @@ async def chat(request: Request, services: ServicesDep, tenant: TenantDep) -> Re
         created=int(time.time()),
     )
     if received.stream:
-        return ChatEvents(stream, partial(_less_text, answer))
+        return ChatEvents(stream, partial(_deltas, answer))
     return JSONResponse(answer(await await_result(stream, request.receive)))
 
 
-def _less_text(answer: partial[dict[str, Any]], result: ChatResult) -> dict[str, Any]:
-    whole = answer(result)
+async def _deltas(
+    answer: partial[dict[str, Any]], stream: ChatStream
+) -> AsyncIterator[dict[str, Any]]:
+    """The text as it becomes final, then the answer less its text."""
+    async for chunk in stream.chunks():
+        if chunk.text:
+            yield {"delta": chunk.text}
+    whole = answer(await stream.result())
     del whole["answer"]
-    return whole
+    yield whole
