@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -26,13 +26,16 @@ from starlette.responses import Response
 from app import logs
 from app.api.auth import KeyRing
 from app.api.deps import Services
-from app.api.endpoints import ENDPOINTS
+from app.api.endpoints import ENDPOINTS, WORKER_ENDPOINTS
+from app.api.lines import answer_line
 from app.api.middleware import RequestContext
 from app.api.problems import to_response
 from app.engine.base import EngineFacade, EngineState, Observer
 from app.errors import AllrounderError
 from app.intake.images import ImageDecoder
 from app.intake.requests import ChatLimits
+from app.jobs.runtime import JobsRuntime
+from app.jobs.worker import Answer, Answered
 from app.metrics.definitions import build_instruments
 from app.metrics.exposition import render
 from app.metrics.stages import EngineGauges, EngineMetrics, HttpMetrics
@@ -74,44 +77,66 @@ def build_engine(settings: Settings, observer: Observer) -> ServedEngine:
     )
 
 
-def create_app(settings: Settings, engine_factory: EngineFactory = build_engine) -> FastAPI:
-    """A web app with an engine of its own, loaded and drained by its lifespan."""
+def create_app(
+    settings: Settings, engine_factory: EngineFactory = build_engine, *, only_worker: bool = False
+) -> FastAPI:
+    """A web app with an engine of its own, loaded and drained by its lifespan.
+
+    Args:
+        only_worker: it works on batch jobs and answers probes and scrapes, nothing else.
+    """
     instruments = build_instruments()
     engine = engine_factory(settings, EngineMetrics(instruments))
     instruments.registry.register(EngineGauges(engine.status))
+    runtime = JobsRuntime(settings, engine)
+    instruments.registry.register(runtime.gauges)
     services = Services(
         engine=engine,
         decoder=ImageDecoder(num_threads=settings.image_threads),
         limits=_limits(settings),
         keys=KeyRing(key.get_secret_value() for key in settings.api_keys),
         scrape=partial(render, instruments.registry),
+        refresh=runtime.refresh,
         max_body_bytes=settings.max_body_bytes,
         started=int(time.time()),
+        jobs=runtime.jobs,
     )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(_load(engine))
+        await runtime.start(_line_answer(services))
         yield
         loading.cancel()
         await asyncio.gather(loading, return_exceptions=True)
+        await runtime.release()
         await engine.stop(settings.drain_seconds)
+        await runtime.stop()
         services.decoder.close()
 
     app = FastAPI(title="Allrounder", version=_version(), lifespan=lifespan, redirect_slashes=False)
     app.state.services = services
     app.state.engine = engine
-    _wire(app, HttpMetrics(instruments))
+    app.state.runtime = runtime
+    _wire(app, HttpMetrics(instruments), WORKER_ENDPOINTS if only_worker else ENDPOINTS)
     return app
 
 
-def _wire(app: FastAPI, http_metrics: HttpMetrics) -> None:
+def _line_answer(services: Services) -> Answer:
+    async def answer(url: str, body: Mapping[str, Any], *, tenant: str, id: str) -> Answered:
+        status, found = await answer_line(services, url, body, tenant=tenant, id=id)
+        return Answered(status=status, body=found)
+
+    return answer
+
+
+def _wire(app: FastAPI, http_metrics: HttpMetrics, endpoints: Sequence[APIRouter]) -> None:
     async def answer_problem(_request: Request, exc: Exception) -> Response:
         return to_response(exc)
 
     for kind in PROBLEMS:
         app.add_exception_handler(kind, answer_problem)
-    for api in ENDPOINTS:
+    for api in endpoints:
         app.include_router(api)
     app.add_middleware(RequestContext, metrics=http_metrics)
 
@@ -143,10 +168,16 @@ class Server(uvicorn.Server):
     """Drains before it closes its sockets, so that probes can see it; ends with a dead engine."""
 
     def __init__(
-        self, config: uvicorn.Config, *, engine: ServedEngine, drain_seconds: float
+        self,
+        config: uvicorn.Config,
+        *,
+        engine: ServedEngine,
+        release_jobs: Callable[[], Awaitable[None]],
+        drain_seconds: float,
     ) -> None:
         super().__init__(config)
         self._engine = engine
+        self._release_jobs = release_jobs
         self._drain_seconds = drain_seconds
         self._draining: asyncio.Task[None] | None = None
         self.engine_failed = False
@@ -170,17 +201,18 @@ class Server(uvicorn.Server):
 
     async def _drain(self) -> None:
         try:
-            await self._engine.stop(self._drain_seconds)
+            # Together: lines of batches go back at once, callers who wait get their answers.
+            await asyncio.gather(self._engine.stop(self._drain_seconds), self._release_jobs())
         finally:
             self.should_exit = True
 
 
-def serve(settings: Settings, engine_factory: EngineFactory = build_engine) -> int:
+def serve(
+    settings: Settings, engine_factory: EngineFactory = build_engine, *, only_worker: bool = False
+) -> int:
     """Run until a signal; the exit code. One process owns one device: never more workers."""
     logs.configure(settings.log_level)
-    if settings.redis_url is not None:
-        logger.warning("redis_url is set but not used: this version has no batch jobs yet")
-    app = create_app(settings, engine_factory)
+    app = create_app(settings, engine_factory, only_worker=only_worker)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -194,6 +226,11 @@ def serve(settings: Settings, engine_factory: EngineFactory = build_engine) -> i
         server_header=False,
         timeout_graceful_shutdown=FLUSH_SECONDS,
     )
-    server = Server(config, engine=app.state.engine, drain_seconds=settings.drain_seconds)
+    server = Server(
+        config,
+        engine=app.state.engine,
+        release_jobs=app.state.runtime.release,
+        drain_seconds=settings.drain_seconds,
+    )
     server.run()
     return EXIT_ENGINE_FAILED if server.engine_failed else 0

@@ -13,6 +13,8 @@ from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
 MAX_TORCH_THREADS = 2
+# A test that wants a queue says which; an app made for something else starts none.
+SERVICE_DEFAULTS = {"ALLROUNDER_EMBEDDED_REDIS": "false"}
 
 # Read by libraries when they are first imported, so before any test module is.
 os.environ.update(
@@ -36,6 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("long" if config.getoption("--long") else "short")
     for name in _service_variables():
         del os.environ[name]
+    os.environ.update(SERVICE_DEFAULTS)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -59,7 +62,8 @@ def _service_variables() -> list[str]:
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the caller's shell, or of an earlier test, reaches a test."""
     for name in _service_variables():
-        monkeypatch.delenv(name)
+        if name not in SERVICE_DEFAULTS:
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture(autouse=True)

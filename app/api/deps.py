@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from app.api.auth import KeyRing
 from app.engine.base import EngineFacade, EngineState
-from app.errors import Draining, EngineDead, Loading, QueueNotConfigured
+from app.errors import Draining, EngineDead, Loading
 from app.intake.images import ImageDecoder
 from app.intake.requests import ChatLimits
 from app.jobs.service import Jobs
@@ -23,7 +23,10 @@ _bearer = HTTPBearer(auto_error=False, description="Only where the operator has 
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """Built once by main; the only way from an endpoint to anything else."""
+    """Built once by main; the only way from an endpoint to anything else.
+
+    `refresh` counts what a scrape shall show; `jobs` raises where there is no queue to be had.
+    """
 
     engine: EngineFacade
     decoder: ImageDecoder
@@ -32,7 +35,8 @@ class Services:
     scrape: Callable[[str], tuple[bytes, str]]
     max_body_bytes: int
     started: int
-    jobs: Jobs | None = None
+    refresh: Callable[[], Awaitable[None]]
+    jobs: Callable[[], Jobs]
 
 
 def get_services(request: Request) -> Services:
@@ -56,9 +60,7 @@ TenantDep = Annotated[str, Depends(get_tenant)]
 
 def get_jobs(services: ServicesDep, _tenant: TenantDep) -> Jobs:
     """A caller without a key learns nothing, so the tenant comes first."""
-    if services.jobs is None:
-        raise QueueNotConfigured("this server takes no batch jobs: it has no queue")
-    return services.jobs
+    return services.jobs()
 
 
 JobsDep = Annotated[Jobs, Depends(get_jobs)]

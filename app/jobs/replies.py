@@ -18,7 +18,8 @@ async def scan_hashes(client: Redis, prefix: str) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     cursor = None
     while cursor != 0:
-        cursor, names = await client.scan(cursor or 0, match=f"{prefix}*", count=1000)
+        cursor, found_names = await client.scan(cursor or 0, match=f"{prefix}*", count=1000)
+        names = cast("list[str]", found_names)
         async with client.pipeline(transaction=False) as pipe:
             for name in names:
                 pipe.hgetall(name)

@@ -123,7 +123,7 @@ async def serving(redis_url, folder, *, keys=(), with_jobs=True, **options):
         )
         app = create_app(settings, _make_engine)
         if with_jobs:
-            app.state.services = replace(app.state.services, jobs=jobs)
+            app.state.services = replace(app.state.services, jobs=lambda: jobs)
         listener = socket.create_server(("127.0.0.1", 0))
         stack.callback(listener.close)
         server = QuietServer(

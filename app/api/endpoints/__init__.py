@@ -31,3 +31,6 @@ ENDPOINTS: tuple[APIRouter, ...] = (
     metrics.api,
     playground.api,
 )
+
+# What a process answers that only works on batch jobs.
+WORKER_ENDPOINTS: tuple[APIRouter, ...] = (health.api, metrics.api)

@@ -17,5 +17,6 @@ api = APIRouter(tags=["metrics"])
 )
 async def metrics(request: Request, services: ServicesDep) -> Response:
     """Counters, gauges and histograms under the prefix allrounder_."""
+    await services.refresh()
     body, content_type = services.scrape(request.headers.get("accept", ""))
     return Response(body, headers={"Content-Type": content_type})
