@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from app.cli import bench, chat, doctor, evaluate, serve, train
+from app.cli import bench, chat, doctor, evaluate, jobs, serve, train
 
 cli = typer.Typer(
     name="allrounder",
@@ -14,6 +14,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 serve.register(cli)
+jobs.register(cli)
 chat.register(cli)
 train.register(cli)
 evaluate.register(cli)
