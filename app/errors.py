@@ -2,8 +2,8 @@
 
 AllrounderError
 ├── StartupError              never HTTP: the process refuses to start
-│   ├── ModelUnsupported
-│   └── RouterMismatch
+│   ├── ModelUnsupported, RouterMismatch
+│   └── DataFolderInUse, DataFolderUnusable   the embedded queue's; without it chat still works
 ├── InvalidField        422   a field is wrong; `param` names it
 │   └── BudgetTooSmall  422
 ├── BadRequest          400
@@ -17,6 +17,9 @@ AllrounderError
 ├── QueueFull           429   retryable
 ├── Unavailable         503   retryable
 │   ├── Loading, Draining, EngineDead, EngineOutOfMemory
+│   ├── QueueUnavailable            batch jobs only
+│   │   └── QueueUnsupported        its server is too old: another attempt is of no use
+│   └── QueueNotConfigured
 ├── DeadlineExceeded    504
 ├── RequestCancelled    499   the caller went away; nobody reads the answer
 └── InternalError       500
@@ -54,6 +57,14 @@ class ModelUnsupported(StartupError):
 
 class RouterMismatch(StartupError):
     code = "router_mismatch"
+
+
+class DataFolderInUse(StartupError):
+    code = "data_folder_in_use"
+
+
+class DataFolderUnusable(StartupError):
+    code = "data_folder_unusable"
 
 
 class InvalidField(AllrounderError):
@@ -168,6 +179,19 @@ class EngineDead(Unavailable):
 
 class EngineOutOfMemory(Unavailable):
     code = "engine_oom"
+
+
+class QueueUnavailable(Unavailable):
+    code = "queue_unavailable"
+
+
+class QueueUnsupported(QueueUnavailable):
+    retryable = False
+
+
+class QueueNotConfigured(Unavailable):
+    code = "queue_not_configured"
+    retryable = False
 
 
 class DeadlineExceeded(AllrounderError):

