@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,13 +33,17 @@ def binary_path(name: str) -> Path:
     return path
 
 
+# A server dies with the thread that started it: one that lasts, whoever calls `start`.
+_LAUNCHING = ThreadPoolExecutor(1)
+
+
 class RunningServer:
-    """One server on a unix socket, its data in `folder`; it dies with the thread that starts it.
+    """One server on a unix socket, its data in `folder`; it dies with this process.
 
     `url` stays the same over restarts. The configuration is the shipped one, but for `options`.
     """
 
-    def __init__(self, binary: str, folder: Path, **options: str) -> None:
+    def __init__(self, binary: str, folder: Path, **options: str | tuple[str, ...]) -> None:
         self.binary = binary_path(binary)
         self.folder = folder
         self.options = options
@@ -57,21 +62,20 @@ class RunningServer:
         """Returns once it answers, with its file loaded."""
         assert self.process is None
         self.folder.mkdir(parents=True, exist_ok=True)
-        options = {"port": "0", "unixsocket": str(self.socket), "dir": str(self.folder)}
+        options: dict[str, str | tuple[str, ...]] = {
+            "port": "0",
+            "unixsocket": str(self.socket),
+            "dir": str(self.folder),
+        }
         flags = [
             word
             for name, value in (options | self.options).items()
-            for word in (f"--{name}", value)
+            for word in (f"--{name}", *((value,) if isinstance(value, str) else value))
         ]
         launch = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid())]
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [*launch, str(self.binary), str(CONFIG), *flags],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self.process = _LAUNCHING.submit(
+            self._launch, [*launch, str(self.binary), str(CONFIG), *flags]
+        ).result()
         self._await_answer()
 
     def kill(self) -> None:
@@ -110,6 +114,16 @@ class RunningServer:
         self.stop()
         shutil.rmtree(self._run, ignore_errors=True)
 
+    def _launch(self, command: list[str]) -> subprocess.Popen[bytes]:
+        with (self.folder / "server.log").open("ab") as log:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
     def _end(self, sig: signal.Signals) -> None:
         process, self.process = self.process, None
         assert process is not None
@@ -140,9 +154,12 @@ def running_server(
     *,
     maxmemory: str = "256mb",
     appendfsync: str = "always",
-    **options: str,
+    **options: str | tuple[str, ...],
 ) -> Iterator[RunningServer]:
-    """A server from start to stop. More `options` as in its configuration, `_` for `-`."""
+    """A server from start to stop.
+
+    More `options` as in its configuration, `_` for `-`, a tuple where one takes several words.
+    """
     more = {name.replace("_", "-"): value for name, value in options.items()}
     server = RunningServer(binary, folder, maxmemory=maxmemory, appendfsync=appendfsync, **more)
     try:
