@@ -15,7 +15,7 @@ import httpx2
 
 ROOT = Path(__file__).parents[2]
 SERVE = ("-c", "from app.cli import main; main()", "serve")
-PATIENCE_SECONDS = 90
+PATIENCE_SECONDS = 150
 
 
 @contextmanager
@@ -49,11 +49,12 @@ def live_server(
 
 def _until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     until = time.monotonic() + PATIENCE_SECONDS
-    while process.poll() is None and time.monotonic() < until:
-        try:
-            if httpx2.get(f"{url}/readyz").status_code == 200:
-                return
-        except httpx2.ConnectError:
-            pass
-        time.sleep(0.05)
+    with httpx2.Client(base_url=url, timeout=PATIENCE_SECONDS) as client:
+        while process.poll() is None and time.monotonic() < until:
+            try:
+                if client.get("/readyz").status_code == 200:
+                    return
+            except httpx2.ConnectError:
+                pass
+            time.sleep(0.1)
     raise AssertionError(f"the server did not become ready: {log.read_text()[-2000:]}")
