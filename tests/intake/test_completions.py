@@ -87,6 +87,6 @@ def test_text_that_no_tokenizer_takes_is_refused_in_every_role(words, role):
 
 
 def test_text_alone_is_not_held_to_a_default_budget_that_only_images_can_meet():
-    assert parse_completion(body(user(text("a"))), LIMITS).chat.budget.form.share == 1
+    assert parse_completion(body(user(text("a"))), LIMITS).chat.budget.form == FlopsShare(share=1.0)
     asked = parse_completion(body(user(text("a")), budget=0.9), LIMITS).chat.budget
     assert asked.form == FlopsShare(share=0.9)

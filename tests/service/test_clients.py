@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,8 +26,6 @@ CLIENTS = ROOT / ".clients" / "bin" / "python"
 
 @pytest.fixture(scope="module")
 def messages() -> list[dict[str, Any]]:
-    from base64 import b64encode
-
     url = "data:image/png;base64," + b64encode(EXAMPLE.read_bytes()).decode()
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
     return [{"role": "user", "content": parts}]
@@ -49,6 +48,12 @@ def answer(live_url: str) -> str:
 def client(live_url: str) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{live_url}/v1", api_key="any", max_retries=0) as client:
         yield client
+
+
+def _extra(body: openai.BaseModel) -> dict[str, Any]:
+    """What the SDK was given beside what it knows."""
+    assert body.model_extra is not None
+    return body.model_extra
 
 
 def test_the_sdk_gets_a_completion_with_everything_it_knows(
@@ -81,8 +86,8 @@ def test_the_sdk_gets_a_completion_with_everything_it_knows(
         completion.usage.prompt_tokens + completion.usage.completion_tokens
     )
     (model,) = client.models.list().data
-    assert completion.system_fingerprint == model.model_extra["fingerprint"]
-    pruning = completion.model_extra["pruning"]
+    assert completion.system_fingerprint == _extra(model)["fingerprint"]
+    pruning = _extra(completion)["pruning"]
     assert pruning["flops"]["prefill_ratio"] <= 0.5
     assert len(pruning["kept"][0]["indices"]) == pruning["visual_tokens"]["kept"]
 
@@ -97,6 +102,8 @@ def test_the_sdk_carries_a_conversation_on_with_its_own_messages(
         {"role": "user", "content": "What colour is it?"},
     ]
     second = client.chat.completions.create(model="demo", messages=talk)
+    assert first.usage is not None
+    assert second.usage is not None
     assert second.usage.prompt_tokens > first.usage.prompt_tokens
     assert second.choices[0].message.content
 
@@ -117,7 +124,7 @@ def test_the_sdk_streams(client: openai.OpenAI, messages: Any, answer: str) -> N
     assert [c.finish_reason for chunk in chunks for c in chunk.choices][-1] == "stop"
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens > 3
-    assert chunks[-1].model_extra["pruning"]["strategy"] == "par"
+    assert _extra(chunks[-1])["pruning"]["strategy"] == "par"
 
 
 def test_the_sdks_stream_helper_puts_the_message_together(
