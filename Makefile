@@ -2,6 +2,7 @@
 # command), PYTHON=python3.12 and PIP_EXTRA='--extra-index-url URL' (setup; see tools/setup.sh).
 BIN := .venv/bin
 INSTALLED := .venv/installed
+CLIENTS := .clients/installed
 export PYTHON PIP_EXTRA
 
 .PHONY: setup check fix test test-long gpu-test bench evaluate serve clean redis-server
@@ -10,6 +11,10 @@ setup: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt tools/setup.sh tools/apt.sh
 	@tools/setup.sh
+
+# Clients of the HTTP API that tests run and .venv cannot hold.
+$(CLIENTS): tools/clients.txt tools/clients.sh | $(INSTALLED)
+	@tools/clients.sh
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check
@@ -22,14 +27,10 @@ fix: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# Both kinds of server are tested; where this one cannot be installed, its tests fail and say so.
-redis-server:
-	@command -v $@ >/dev/null || tools/apt.sh $@ || echo "tests of $@ will fail" >&2
-
-test: $(INSTALLED) redis-server
+test: $(INSTALLED) $(CLIENTS) redis-server
 	$(BIN)/pytest $(ARGS)
 
-test-long: $(INSTALLED) redis-server
+test-long: $(INSTALLED) $(CLIENTS) redis-server
 	$(BIN)/pytest --long --timeout=600 $(ARGS)
 
 gpu-test: $(INSTALLED)
@@ -45,5 +46,5 @@ serve: $(INSTALLED)
 	$(BIN)/allrounder serve $(if $(PORT),--port $(PORT)) $(ARGS)
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov dist build
+	rm -rf .venv .clients .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov dist build
 	find app tests -name __pycache__ -type d -prune -exec rm -rf {} +

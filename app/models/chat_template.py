@@ -61,7 +61,7 @@ class ChatTemplate:
             lost = self._lost(outline, written)
             if lost is None:
                 return self._split(written)
-            refused = lost
+            refused = refused or lost
         assert refused is not None, "both ways were tried"
         raise refused
 

@@ -171,11 +171,14 @@ async def test_another_model_is_a_404_that_says_what_is_served(serve):
 
 
 async def test_a_broken_image_is_named_by_its_place(serve):
-    url = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGVsbG8="}}
+    def at(url):
+        return {"type": "image_url", "image_url": {"url": url}}
+
+    hello = at("data:image/png;base64,aGVsbG8=")
+    elsewhere = at("https://example.com/a.png")
     async with serve() as served:
-        broken = await served.client.post(PATH, json=completion_body(**user(TEXT, url)))
-        url["image_url"]["url"] = "https://example.com/a.png"
-        remote = await served.client.post(PATH, json=completion_body(**user(url)))
+        broken = await served.client.post(PATH, json=completion_body(**user(TEXT, hello)))
+        remote = await served.client.post(PATH, json=completion_body(**user(elsewhere)))
     problem(broken, 400, "unsupported_image_format", "messages.0.content.1.image_url.url")
     problem(remote, 400, "remote_images_disabled", "messages.0.content.0.image_url.url")
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from app.main import create_app
 from app.settings import Settings
+from tests.service.live import live_server
 
 
 class Service:
@@ -80,3 +81,10 @@ def service() -> Iterator[Service]:
     loop.call_soon_threadsafe(loop.stop)
     thread.join(10)
     loop.close()
+
+
+@pytest.fixture(scope="session")
+def live_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server process with the embedded model; started once."""
+    with live_server(tmp_path_factory.mktemp("live") / "log", log_level="error") as url:
+        yield url

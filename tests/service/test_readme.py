@@ -6,6 +6,8 @@ import itertools
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,23 @@ def test_the_curl_prints_the_answer_that_is_shown(service: Service) -> None:
         answer.pop(key)
         shown.pop(key)
     assert answer == shown
+
+
+def _run(live_url: str, *command: str) -> str:
+    script = command[-1].replace("http://127.0.0.1:8000", live_url)
+    ran = subprocess.run(
+        [*command[:-1], script], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    return ran.stdout
+
+
+@pytest.mark.timeout(180)
+def test_the_sdk_prints_what_is_shown_and_curl_gets_the_same(live_url: str) -> None:
+    shown = _block("text", "'total'")
+    assert _run(live_url, sys.executable, "-c", _block("python", "OpenAI(")) == shown
+    completion = json.loads(_run(live_url, "sh", "-c", _block("sh", "/v1/chat/completions")))
+    assert completion["choices"][0]["message"]["content"] == shown.splitlines()[0]
+    assert str(completion["pruning"]["visual_tokens"]) == shown.splitlines()[1]
 
 
 def test_every_link_leads_somewhere() -> None:
