@@ -103,46 +103,46 @@ async def test_a_large_file_arrives_whole_and_never_lies_elsewhere(serve, tmp_pa
         assert record.lines == 200
 
 
-@pytest.mark.parametrize(
-    ("form", "param"),
-    [
-        (form(purpose="fine-tune"), "purpose"),
-        ({"files": {"file": ("a", b"{}")}}, "purpose"),
-        (form(b""), "file"),
-        (form(b"\n \n\r\n"), "file"),
-        ({"data": {"purpose": "batch", "file": "text"}, "files": {}}, None),
-        ({"files": {"purpose": (None, "batch")}}, "file"),
-        ({"files": {"purpose": (None, "batch"), "file": (None, "text")}}, "file"),
-        ({"files": [("file", ("a", b"{}")), ("file", ("b", b"{}"))]}, "file"),
-        ({"files": {"image": ("a", b"{}"), "purpose": (None, "batch")}}, "image"),
-        (form(surprise="1"), "surprise"),
-        (form(purpose="x" * 2000), "purpose"),
-        (form(**{"expires_after[anchor]": "created_at"}), "expires_after.seconds"),
-        (
-            form(**{"expires_after[anchor]": "now", "expires_after[seconds]": "3600"}),
-            "expires_after.anchor",
-        ),
-        (
-            form(**{"expires_after[anchor]": "created_at", "expires_after[seconds]": "3599"}),
-            "expires_after.seconds",
-        ),
-        (
-            form(**{"expires_after[anchor]": "created_at", "expires_after[seconds]": "1e4"}),
-            "expires_after.seconds",
-        ),
-        (form(expires_after="soon"), "expires_after"),
-    ],
-)
-async def test_a_wrong_field_is_a_400_that_names_it_and_stores_nothing(serve, form, param):
+WRONG_FORMS = [
+    (form(purpose="fine-tune"), "purpose"),
+    ({"files": {"file": ("a", b"{}")}}, "purpose"),
+    (form(b""), "file"),
+    (form(b"\n \n\r\n"), "file"),
+    ({"data": {"purpose": "batch", "file": "text"}, "files": {}}, None),
+    ({"files": {"purpose": (None, "batch")}}, "file"),
+    ({"files": {"purpose": (None, "batch"), "file": (None, "text")}}, "file"),
+    ({"files": [("file", ("a", b"{}")), ("file", ("b", b"{}"))]}, "file"),
+    ({"files": {"image": ("a", b"{}"), "purpose": (None, "batch")}}, "image"),
+    (form(surprise="1"), "surprise"),
+    (form(purpose="x" * 2000), "purpose"),
+    (form(**{"expires_after[anchor]": "created_at"}), "expires_after.seconds"),
+    (
+        form(**{"expires_after[anchor]": "now", "expires_after[seconds]": "3600"}),
+        "expires_after.anchor",
+    ),
+    (
+        form(**{"expires_after[anchor]": "created_at", "expires_after[seconds]": "3599"}),
+        "expires_after.seconds",
+    ),
+    (
+        form(**{"expires_after[anchor]": "created_at", "expires_after[seconds]": "1e4"}),
+        "expires_after.seconds",
+    ),
+    (form(expires_after="soon"), "expires_after"),
+]
+
+
+async def test_a_wrong_field_is_a_400_that_names_it_and_stores_nothing(serve):
     async with serve() as served:
-        response = await served.http.post("/v1/files", **form)
-        if param is None:
-            assert problem(response, 415, "unsupported_content_type")
-        else:
-            problem(response, 400, "invalid_field", param)
-        assert (await served.http.get("/v1/files")).json()["data"] == []
-        assert list(served.store.drafts.iterdir()) == []
-        assert [path for path in served.store.blobs.rglob("*") if path.is_file()] == []
+        for fields, param in WRONG_FORMS:
+            response = await served.http.post("/v1/files", **fields)
+            if param is None:
+                assert problem(response, 415, "unsupported_content_type")
+            else:
+                problem(response, 400, "invalid_field", param)
+            assert (await served.http.get("/v1/files")).json()["data"] == []
+            assert list(served.store.drafts.iterdir()) == []
+            assert [path for path in served.store.blobs.rglob("*") if path.is_file()] == []
 
 
 async def test_limits_of_bytes_lines_and_line_length_hold(serve, monkeypatch):
@@ -161,33 +161,33 @@ async def test_limits_of_bytes_lines_and_line_length_hold(serve, monkeypatch):
         assert list(served.store.drafts.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("content_type", "body"),
-    [
-        ("multipart/form-data", b"x"),
-        ("multipart/form-data; boundary=" + "b" * 500, b"x"),
-        ("multipart/form-data; boundary=b", b""),
-        ("multipart/form-data; boundary=b", b"--c\r\n\r\n--c--"),
-        (
-            "multipart/form-data; boundary=b",
-            b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n{}\r\n--',
-        ),
-        (
-            "multipart/form-data; boundary=b",
-            b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n' * 50 + b"--b--\r\n",
-        ),
-    ],
-)
-async def test_a_broken_or_abusive_form_is_refused(serve, content_type, body):
+BROKEN_FORMS = [
+    ("multipart/form-data", b"x"),
+    ("multipart/form-data; boundary=" + "b" * 500, b"x"),
+    ("multipart/form-data; boundary=b", b""),
+    ("multipart/form-data; boundary=b", b"--c\r\n\r\n--c--"),
+    (
+        "multipart/form-data; boundary=b",
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n{}\r\n--',
+    ),
+    (
+        "multipart/form-data; boundary=b",
+        b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n' * 50 + b"--b--\r\n",
+    ),
+]
+
+
+async def test_a_broken_or_abusive_form_is_refused(serve):
     async with serve() as served:
-        headers = {"content-type": content_type}
-        response = await served.http.post("/v1/files", content=body, headers=headers)
-        assert (response.status_code, response.json()["error"]["type"]) == (
-            400,
-            "invalid_request_error",
-        )
-        assert list(served.store.drafts.iterdir()) == []
-        problem(await served.http.post("/v1/files", json={}), 415, "unsupported_content_type")
+        for content_type, body in BROKEN_FORMS:
+            headers = {"content-type": content_type}
+            response = await served.http.post("/v1/files", content=body, headers=headers)
+            assert (response.status_code, response.json()["error"]["type"]) == (
+                400,
+                "invalid_request_error",
+            )
+            assert list(served.store.drafts.iterdir()) == []
+            problem(await served.http.post("/v1/files", json={}), 415, "unsupported_content_type")
 
 
 async def test_a_client_that_hangs_up_leaves_no_draft(serve):
@@ -207,36 +207,36 @@ async def test_a_client_that_hangs_up_leaves_no_draft(serve):
                 await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize(
-    ("name", "shown", "plain"),
-    [
-        ("../../etc/passwd", "passwd", "passwd"),
-        ("C:\\temp\\in.jsonl", "in.jsonl", "in.jsonl"),
-        ("naïve ☃.jsonl", "naïve ☃.jsonl", "na_ve__.jsonl"),
-        ("..", "..", "file"),
-        ("a" * 300, "a" * 255, "a" * 255),
-    ],
-)
-async def test_a_filename_is_shown_and_never_a_path(serve, name, shown, plain):
-    async with serve() as served:
-        response = await served.http.post("/v1/files", **form(name=name))
-        made = response.json()
-        assert made["filename"] == shown
-        answer = await served.http.get(f"/v1/files/{made['id']}/content")
-        assert f'filename="{plain}"' in answer.headers["content-disposition"]
+FILENAMES = [
+    ("../../etc/passwd", "passwd", "passwd"),
+    ("C:\\temp\\in.jsonl", "in.jsonl", "in.jsonl"),
+    ("naïve ☃.jsonl", "naïve ☃.jsonl", "na_ve__.jsonl"),
+    ("..", "..", "file"),
+    ("a" * 300, "a" * 255, "a" * 255),
+]
 
 
-@pytest.mark.parametrize("id", [MISSING, *HOSTILE])
-async def test_an_id_that_is_unknown_or_hostile_is_a_404(serve, id):
+async def test_a_filename_is_shown_and_never_a_path(serve):
     async with serve() as served:
-        for answer in (
-            await served.http.get(f"/v1/files/{id}"),
-            await served.http.get(f"/v1/files/{id}/content"),
-            await served.http.delete(f"/v1/files/{id}"),
-            await served.http.get(f"/v1/batches/{id}"),
-            await served.http.post(f"/v1/batches/{id}/cancel"),
-        ):
-            problem(answer, 404, "not_found")
+        for name, shown, plain in FILENAMES:
+            response = await served.http.post("/v1/files", **form(name=name))
+            made = response.json()
+            assert made["filename"] == shown
+            answer = await served.http.get(f"/v1/files/{made['id']}/content")
+            assert f'filename="{plain}"' in answer.headers["content-disposition"]
+
+
+async def test_an_id_that_is_unknown_or_hostile_is_a_404(serve):
+    async with serve() as served:
+        for id in (MISSING, *HOSTILE):
+            for answer in (
+                await served.http.get(f"/v1/files/{id}"),
+                await served.http.get(f"/v1/files/{id}/content"),
+                await served.http.delete(f"/v1/files/{id}"),
+                await served.http.get(f"/v1/batches/{id}"),
+                await served.http.post(f"/v1/batches/{id}/cancel"),
+            ):
+                problem(answer, 404, "not_found")
 
 
 async def test_pages_of_files_follow_each_other(serve):
@@ -252,22 +252,22 @@ async def test_pages_of_files_follow_each_other(serve):
         assert [each async for each in sdk.files.list(purpose="batch_output")] == []
 
 
-@pytest.mark.parametrize(
-    ("query", "param"),
-    [
-        ({"limit": "0"}, "limit"),
-        ({"limit": "10001"}, "limit"),
-        ({"limit": "9" * 30}, "limit"),
-        ({"limit": "many"}, "limit"),
-        ({"order": "up"}, "order"),
-        ({"after": MISSING}, "after"),
-        ({"after": ""}, "after"),
-        ({"before": MISSING}, "before"),
-    ],
-)
-async def test_a_wrong_query_is_a_400_that_names_it(serve, query, param):
+WRONG_QUERIES = [
+    ({"limit": "0"}, "limit"),
+    ({"limit": "10001"}, "limit"),
+    ({"limit": "9" * 30}, "limit"),
+    ({"limit": "many"}, "limit"),
+    ({"order": "up"}, "order"),
+    ({"after": MISSING}, "after"),
+    ({"after": ""}, "after"),
+    ({"before": MISSING}, "before"),
+]
+
+
+async def test_a_wrong_query_is_a_400_that_names_it(serve):
     async with serve() as served:
-        problem(await served.http.get("/v1/files", params=query), 400, "invalid_field", param)
+        for query, param in WRONG_QUERIES:
+            problem(await served.http.get("/v1/files", params=query), 400, "invalid_field", param)
 
 
 async def test_a_server_without_a_queue_says_so_and_only_to_those_with_a_key(serve):
