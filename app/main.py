@@ -77,14 +77,16 @@ def build_engine(settings: Settings, observer: Observer) -> ServedEngine:
 def create_app(settings: Settings, engine_factory: EngineFactory = build_engine) -> FastAPI:
     """A web app with an engine of its own, loaded and drained by its lifespan."""
     instruments = build_instruments()
-    engine = engine_factory(settings, EngineMetrics(instruments))
-    instruments.registry.register(EngineGauges(engine.status))
+    engine_metrics = EngineMetrics(instruments)
+    engine = engine_factory(settings, engine_metrics)
+    instruments.registry.register(EngineGauges(engine.status, EngineState))
     services = Services(
         engine=engine,
         decoder=ImageDecoder(num_threads=settings.image_threads),
         limits=_limits(settings),
         keys=KeyRing(key.get_secret_value() for key in settings.api_keys),
         scrape=partial(render, instruments.registry),
+        refused=engine_metrics.rejected,
         max_body_bytes=settings.max_body_bytes,
         started=int(time.time()),
     )

@@ -11,7 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from app.api.auth import KeyRing
 from app.engine.base import EngineFacade, EngineState
-from app.errors import Draining, EngineDead, Loading
+from app.errors import AllrounderError, Draining, EngineDead, Loading, Unavailable
 from app.intake.images import ImageDecoder
 from app.intake.requests import ChatLimits
 
@@ -22,13 +22,18 @@ _bearer = HTTPBearer(auto_error=False, description="Only where the operator has 
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """Built once by main; the only way from an endpoint to anything else."""
+    """Built once by main; the only way from an endpoint to anything else.
+
+    Attributes:
+        refused: counts a request that was turned away before the engine saw it.
+    """
 
     engine: EngineFacade
     decoder: ImageDecoder
     limits: ChatLimits
     keys: KeyRing
     scrape: Callable[[str], tuple[bytes, str]]
+    refused: Callable[[AllrounderError], None]
     max_body_bytes: int
     started: int
 
@@ -63,3 +68,12 @@ def require_ready(engine: EngineFacade) -> None:
             raise EngineDead("the engine has failed; the server must be restarted")
         case EngineState.READY:
             return
+
+
+def require_admission(services: Services) -> None:
+    """`require_ready` for a request that wants an answer: its refusal is counted."""
+    try:
+        require_ready(services.engine)
+    except Unavailable as err:
+        services.refused(err)
+        raise

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import Request
 
 from app.api.bodies import read_body
-from app.api.deps import Services, require_ready
+from app.api.deps import Services, require_admission
 from app.core import ChatRequest
 from app.errors import InvalidField
 from app.intake.requests import ChatBody, parse_chat
@@ -29,7 +29,7 @@ async def receive_chat(
 ) -> Received:
     """Read, check and decode. Raises typed errors only; nothing is queued yet."""
     arrival = time.monotonic()
-    require_ready(services.engine)
+    require_admission(services)
     body = await read_body(request, max_bytes=services.max_body_bytes)
     draft = parse_chat(body.fields, services.limits, files=body.files)
     if plan_only and draft.stream:
