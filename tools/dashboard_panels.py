@@ -2,30 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
+from tools.dashboard_layout import Panel, Row
 from tools.promql import by, gauge, mean, over, percentiles, quantile, rate, total
-
-
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One graph, or with `kind` "stat" one number; `curves` are (legend, expression)."""
-
-    title: str
-    unit: str
-    curves: Sequence[tuple[str, str]]
-    description: str = ""
-    kind: str = "timeseries"
-    width: int = 8
-    stacked: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    title: str
-    panels: Sequence[Panel]
-
 
 FLOPS_DENSE = total("flops_dense_total")
 FLOPS_ROUTER = total("flops_router_total")
