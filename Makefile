@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 export PYTHON PIP_EXTRA
 
-.PHONY: setup check fix test test-long gpu-test bench evaluate serve clean
+.PHONY: setup check fix test test-system test-long gpu-test bench evaluate serve clean
 
 setup: $(INSTALLED)
 
@@ -22,13 +22,21 @@ fix: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-test: $(INSTALLED)
+# Programs from outside Python that tests start: the real ones, never stand-ins.
+test-system:
+	@tools/test_system.sh
+
+test: $(INSTALLED) test-system
 	$(BIN)/pytest $(ARGS)
 
-test-long: $(INSTALLED)
+test-long: $(INSTALLED) test-system
 	$(BIN)/pytest --long --timeout=600 $(ARGS)
 
-gpu-test: $(INSTALLED)
+gpu-# Programs from outside Python that tests start: the real ones, never stand-ins.
+test-system:
+	@tools/test_system.sh
+
+test: $(INSTALLED) test-system
 	$(BIN)/pytest -m gpu $(ARGS)
 
 bench: $(INSTALLED)

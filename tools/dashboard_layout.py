@@ -97,7 +97,7 @@ def _placed(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
 
 
 def _drawn(panel: Panel, panel_id: int, place: dict[str, int]) -> dict[str, Any]:
-    custom = {"fillOpacity": 20 if panel.stacked else 5, "showPoints": "never"}
+    custom: dict[str, Any] = {"fillOpacity": 20 if panel.stacked else 5, "showPoints": "never"}
     if panel.stacked:
         custom["stacking"] = {"mode": "normal", "group": "A"}
     return {

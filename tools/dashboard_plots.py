@@ -7,6 +7,7 @@ Prometheus then answers to docs/images. They show the panels' own expressions, n
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import tempfile
 import time
@@ -64,19 +65,21 @@ def draw_figures(prometheus: Prometheus, folder: Path, *, start: float, end: flo
 def _draw(
     axis: Axes, panel: dict[str, Any], prometheus: Prometheus, start: float, end: float
 ) -> None:
+    styles = itertools.cycle(("-", "--", "-.", ":"))
     for target in panel["targets"]:
         asked = Expression(place=panel["title"], text=target["expr"])
         for series in prometheus.query_range(
             asked.with_values(window=WINDOW), start=start, end=end
         ):
             times, values = _points(series, start)
-            axis.plot(times, values, label=_legend(target["legendFormat"], series), linewidth=1.3)
+            legend = _legend(target["legendFormat"], series)
+            axis.plot(times, values, label=legend, linestyle=next(styles), linewidth=1.4)
     axis.set_title(panel["title"], fontsize=10)
     axis.set_xlim(0, end - start)
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.25)
     axis.tick_params(labelsize=8)
-    axis.legend(fontsize=7, loc="upper right", framealpha=0.7)
+    axis.legend(fontsize=7, framealpha=0.7)
     if formatter := _formatter(panel["fieldConfig"]["defaults"]["unit"]):
         axis.yaxis.set_major_formatter(formatter)
 

@@ -109,6 +109,7 @@ class Driver:
         error = EngineDead("the engine has ended")
         for job in left:
             self._post(job.stream.deliver, error)
+        for job in left:
             self._observer.failed(job.request, error)
 
     def _jobs_now(self) -> list[Job]:

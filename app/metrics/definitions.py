@@ -164,9 +164,14 @@ def _traffic(make: _Factory) -> Traffic:
         prompt_tokens=make.counter(
             "prompt_tokens", "Prompt tokens of answered requests, counted after pruning."
         ),
-        generated_tokens=make.counter("generation_tokens", "Tokens generated for answered requests."),
+        generated_tokens=make.counter(
+            "generation_tokens", "Tokens generated for answered requests."
+        ),
         ends=make.counter(
-            "request_success", "Admitted requests that ended, by why they did.", "reason", FinishReason
+            "request_success",
+            "Admitted requests that ended, by why they did.",
+            "reason",
+            FinishReason,
         ),
         rejections=make.counter(
             "admission_rejections",

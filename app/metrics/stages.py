@@ -26,7 +26,7 @@ from app.metrics.definitions import (
 
 
 class EngineMetrics:
-    """The engine's observer. Called on the engine's thread and its callers'; only moves counters."""
+    """The engine's observer, called on its thread and its callers'; only moves counters."""
 
     def __init__(self, instruments: Instruments) -> None:
         self._latencies = instruments.latencies

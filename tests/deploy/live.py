@@ -107,8 +107,9 @@ def _configuration(server_url: str) -> dict[str, Any]:
 
 
 def _wait_for(prometheus: Prometheus, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until it has scraped the server."""
     deadline = time.monotonic() + 30
-    while not prometheus.is_ready():
+    while not (prometheus.is_ready() and prometheus.query("up == 1")):
         assert process.poll() is None, log.read_text(encoding="utf-8")
         assert time.monotonic() < deadline, log.read_text(encoding="utf-8")
         time.sleep(0.1)
