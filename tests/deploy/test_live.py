@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pytest
 
 from app.bench.own_server import own_server
 from tests.deploy.expressions import OPEN_METRICS, Expression, alerts, drawn, is_open, recorded
 from tests.deploy.live import Prometheus, make_traffic, running_prometheus
+from tools.dashboard_plots import FIGURES, draw_figures
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -79,6 +82,13 @@ def test_the_load_is_what_the_figures_say(prometheus: Prometheus) -> None:
     assert 0 < float(errors["value"][1]) < 0.5
     chats = prometheus.query('allrounder_http_requests_total{endpoint="/v1/chat"}')
     assert {each["metric"]["status"] for each in chats} == {"200", "400", "422", "504"}
+
+
+def test_panels_can_be_drawn_from_what_it_answers(prometheus: Prometheus, tmp_path: Path) -> None:
+    now = time.time()
+    paths = draw_figures(prometheus, tmp_path, start=now - LOAD_SECONDS, end=now)
+    assert [path.name for path in paths] == [f"dashboard-{name}.png" for name in FIGURES]
+    assert all(path.stat().st_size > 10_000 for path in paths)
 
 
 @pytest.mark.parametrize("name", OPEN_METRICS)
