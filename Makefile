@@ -5,7 +5,7 @@ INSTALLED := .venv/installed
 CLIENTS := .clients/installed
 export PYTHON PIP_EXTRA
 
-.PHONY: setup check fix test test-long gpu-test bench evaluate serve clean redis-server
+.PHONY: setup check fix test test-system test-long gpu-test bench evaluate serve clean
 
 setup: $(INSTALLED)
 
@@ -27,10 +27,14 @@ fix: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-test: $(INSTALLED) $(CLIENTS) redis-server
+# Programs from outside Python that tests start: the real ones, never stand-ins.
+test-system:
+	@tools/test_system.sh
+
+test: $(INSTALLED) $(CLIENTS) test-system
 	$(BIN)/pytest $(ARGS)
 
-test-long: $(INSTALLED) $(CLIENTS) redis-server
+test-long: $(INSTALLED) $(CLIENTS) test-system
 	$(BIN)/pytest --long --timeout=600 $(ARGS)
 
 gpu-test: $(INSTALLED)

@@ -86,8 +86,9 @@ def create_app(
         only_worker: it works on batch jobs and answers probes and scrapes, nothing else.
     """
     instruments = build_instruments()
-    engine = engine_factory(settings, EngineMetrics(instruments))
-    instruments.registry.register(EngineGauges(engine.status))
+    engine_metrics = EngineMetrics(instruments)
+    engine = engine_factory(settings, engine_metrics)
+    instruments.registry.register(EngineGauges(engine.status, EngineState))
     runtime = JobsRuntime(settings, engine)
     instruments.registry.register(runtime.gauges)
     services = Services(
@@ -97,6 +98,7 @@ def create_app(
         keys=KeyRing(key.get_secret_value() for key in settings.api_keys),
         scrape=partial(render, instruments.registry),
         refresh=runtime.refresh,
+        refused=engine_metrics.rejected,
         max_body_bytes=settings.max_body_bytes,
         started=int(time.time()),
         jobs=runtime.jobs,

@@ -11,7 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from app.api.auth import KeyRing
 from app.engine.base import EngineFacade, EngineState
-from app.errors import Draining, EngineDead, Loading
+from app.errors import AllrounderError, Draining, EngineDead, Loading, Unavailable
 from app.intake.images import ImageDecoder
 from app.intake.requests import ChatLimits
 from app.jobs.service import Jobs
@@ -25,7 +25,10 @@ _bearer = HTTPBearer(auto_error=False, description="Only where the operator has 
 class Services:
     """Built once by main; the only way from an endpoint to anything else.
 
-    `refresh` counts what a scrape shall show; `jobs` raises where there is no queue to be had.
+    Attributes:
+        refused: counts a request that was turned away before the engine saw it.
+        refresh: counts what a scrape shall show.
+        jobs: raises where there is no queue to be had.
     """
 
     engine: EngineFacade
@@ -33,6 +36,7 @@ class Services:
     limits: ChatLimits
     keys: KeyRing
     scrape: Callable[[str], tuple[bytes, str]]
+    refused: Callable[[AllrounderError], None]
     max_body_bytes: int
     started: int
     refresh: Callable[[], Awaitable[None]]
@@ -77,3 +81,12 @@ def require_ready(engine: EngineFacade) -> None:
             raise EngineDead("the engine has failed; the server must be restarted")
         case EngineState.READY:
             return
+
+
+def require_admission(services: Services) -> None:
+    """`require_ready` for a request that wants an answer: its refusal is counted."""
+    try:
+        require_ready(services.engine)
+    except Unavailable as err:
+        services.refused(err)
+        raise

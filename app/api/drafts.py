@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from app.api.bodies import read_body
 from app.api.completions import Asked
-from app.api.deps import Services, require_ready
+from app.api.deps import Services, require_admission
 from app.core import ChatRequest
 from app.errors import InvalidField, ModelNotFound
 from app.intake.completions import CompletionBody, parse_completion
@@ -36,7 +36,7 @@ async def receive_chat(
 ) -> Received:
     """Read, check and decode. Raises typed errors only; nothing is queued yet."""
     arrival = time.monotonic()
-    require_ready(services.engine)
+    require_admission(services)
     body = await read_body(request, max_bytes=services.max_body_bytes)
     return await ready_chat(
         body.fields,
@@ -52,7 +52,7 @@ async def receive_chat(
 async def receive_completion(request: Request, services: Services, *, tenant: str) -> Asked:
     """Read, check and decode. Raises typed errors only; nothing is queued yet."""
     arrival = time.monotonic()
-    require_ready(services.engine)
+    require_admission(services)
     body = await read_body(request, max_bytes=services.max_body_bytes, forms=False)
     return await ready_completion(
         body.fields, services, id=new_id("chatcmpl"), tenant=tenant, arrival=arrival

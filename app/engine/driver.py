@@ -106,8 +106,11 @@ class Driver:
         with self._changed:
             left = list(self._jobs.values())
             self._jobs.clear()
+        error = EngineDead("the engine has ended")
         for job in left:
-            self._post(job.stream.deliver, EngineDead("the engine has ended"))
+            self._post(job.stream.deliver, error)
+        for job in left:
+            self._observer.failed(job.request, error)
 
     def _jobs_now(self) -> list[Job]:
         with self._changed:

@@ -17,7 +17,8 @@ NAMESPACE = "allrounder"
 FAST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SLOW_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 WAIT_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
-SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+STAGE_SECONDS = (*FAST_SECONDS, 30.0, 60.0, 120.0, 300.0)
+SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 STATUSES = (200, 400, 401, 403, 404, 405, 413, 415, 422, 429, 499, 500, 503, 504)
 REJECTIONS = (
@@ -35,6 +36,7 @@ OTHER = "other"
 
 NUM_RUNNING_HELP = "Requests whose tokens are being computed."
 NUM_WAITING_HELP = "Admitted requests that wait for a place in the batch."
+ENGINE_STATE_HELP = "1 for the state that the engine is in, 0 for the others."
 KV_USAGE_HELP = "Share of the room for keys and values that is held."
 CACHE_QUERIES_HELP = "Images looked for in the cache of encoded images."
 CACHE_HITS_HELP = "Images that were found there and not encoded again."
@@ -149,15 +151,17 @@ def _latencies(make: _Factory) -> Latencies:
             "inter_token_latency_seconds", "From one token to the next.", FAST_SECONDS
         ),
         request=make.histogram(
-            "e2e_request_latency_seconds", "From arrival to the end of the answer.", SLOW_SECONDS
+            "e2e_request_latency_seconds",
+            "From arrival to the end of the answer, where there was one.",
+            SLOW_SECONDS,
         ),
         queue=make.histogram(
             "request_queue_time_seconds", "From arrival to a place in the batch.", WAIT_SECONDS
         ),
         stage=make.histogram(
             "stage_seconds",
-            "Seconds that one request spent in a stage.",
-            FAST_SECONDS,
+            "Seconds that one request spent in a stage; a shared batch counts in full for each.",
+            STAGE_SECONDS,
             "stage",
             Stage,
         ),
@@ -167,15 +171,20 @@ def _latencies(make: _Factory) -> Latencies:
 def _traffic(make: _Factory) -> Traffic:
     return Traffic(
         prompt_tokens=make.counter(
-            "prompt_tokens", "Prompt tokens processed, counted after pruning."
+            "prompt_tokens", "Prompt tokens of answered requests, counted after pruning."
         ),
-        generated_tokens=make.counter("generation_tokens", "Tokens generated."),
+        generated_tokens=make.counter(
+            "generation_tokens", "Tokens generated for answered requests."
+        ),
         ends=make.counter(
-            "request_success", "Requests that ended, by why they did.", "reason", FinishReason
+            "request_success",
+            "Admitted requests that ended, by why they did.",
+            "reason",
+            FinishReason,
         ),
         rejections=make.counter(
             "admission_rejections",
-            "Requests refused at the engine's door.",
+            "Requests refused before they were queued, by the code of the error.",
             "reason",
             (*REJECTIONS, OTHER),
         ),

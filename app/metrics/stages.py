@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -13,6 +13,7 @@ from app.errors import AllrounderError, DeadlineExceeded, RequestCancelled
 from app.metrics.definitions import (
     CACHE_HITS_HELP,
     CACHE_QUERIES_HELP,
+    ENGINE_STATE_HELP,
     KV_USAGE_HELP,
     NAMESPACE,
     NUM_RUNNING_HELP,
@@ -25,7 +26,7 @@ from app.metrics.definitions import (
 
 
 class EngineMetrics:
-    """The engine's observer. Called on the engine's thread; only moves counters."""
+    """The engine's observer, called on its thread and its callers'; only moves counters."""
 
     def __init__(self, instruments: Instruments) -> None:
         self._latencies = instruments.latencies
@@ -107,6 +108,8 @@ class Snapshot(Protocol):
     """The part of the engine's status that gauges show."""
 
     @property
+    def state(self) -> str: ...
+    @property
     def num_running(self) -> int: ...
     @property
     def num_waiting(self) -> int: ...
@@ -121,20 +124,35 @@ class Snapshot(Protocol):
 
 
 class EngineGauges(Collector):
-    """Reads the engine's status at every scrape, so no figure can go stale."""
+    """Reads the engine's status at every scrape, so no figure can go stale.
 
-    def __init__(self, status: Callable[[], Snapshot]) -> None:
+    Args:
+        states: every state that the engine can be in.
+    """
+
+    def __init__(self, status: Callable[[], Snapshot], states: Iterable[str]) -> None:
         self._status = status
+        self._states = tuple(states)
 
     def describe(self) -> Iterator[Metric]:
         yield from _gauges(0, 0, 0.0)
         yield from _cache_counters(0, 0)
+        yield self._state_set("")
 
     def collect(self) -> Iterator[Metric]:
         now = self._status()
         usage = now.kv_bytes_held / now.kv_bytes_limit if now.kv_bytes_limit else 0.0
         yield from _gauges(now.num_running, now.num_waiting, usage)
         yield from _cache_counters(now.encoder_cache_queries, now.encoder_cache_hits)
+        yield self._state_set(now.state)
+
+    def _state_set(self, current: str) -> Metric:
+        family = GaugeMetricFamily(
+            f"{NAMESPACE}_engine_state", ENGINE_STATE_HELP, labels=("state",)
+        )
+        for state in self._states:
+            family.add_metric((state,), float(state == current))
+        return family
 
 
 def _gauges(num_running: int, num_waiting: int, kv_usage: float) -> Iterator[Metric]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+
+from app.engine.fake import FakeRunner
 from tests.api.calls import chat_body
 
 
@@ -34,3 +37,21 @@ async def test_what_clients_make_up_creates_no_series(serve):
         after = series((await served.client.get("/metrics")).text)
     grown = {each for each in after - before if 'endpoint="/metrics"' not in each}
     assert grown == set()
+
+
+async def test_a_request_refused_while_loading_is_counted_and_a_probe_is_not(serve):
+    loaded = threading.Event()
+
+    def load():
+        loaded.wait(10)
+        return FakeRunner()
+
+    async with serve(load=load) as served:
+        try:
+            assert await served.metric('engine_state{state="loading"}') == 1
+            assert (await served.client.get("/readyz")).status_code == 503
+            assert (await served.client.post("/v1/chat", json=chat_body())).status_code == 503
+            refused = await served.metric('admission_rejections_total{reason="loading"}')
+        finally:
+            loaded.set()
+    assert refused == 1

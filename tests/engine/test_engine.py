@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -13,8 +14,13 @@ import pytest
 
 from app.core import ChatRequest, ChatResult, FinishReason, Priority, SamplingParams
 from app.engine.base import EngineState, Outcome, Running
+from app.engine.driver import Driver
 from app.engine.engine import Engine
 from app.engine.fake import FakeRunner
+from app.engine.job import Job
+from app.engine.scheduler import Scheduler
+from app.engine.stream import QueuedStream
+from app.engine.tickets import Limits, Ticket
 from app.errors import (
     AllrounderError,
     DeadlineExceeded,
@@ -174,6 +180,29 @@ async def test_a_lost_device_is_declared_dead_and_everyone_is_told() -> None:
         await engine.submit(_ask(9))
     await engine.stop(0)
     assert len(ledger.ends) == 3
+
+
+async def test_what_is_left_when_the_thread_ends_is_told_and_counted() -> None:
+    runner, ledger = FakeRunner(), Ledger()
+    limits = Limits(max_running=1, max_queue=4, kv_bytes=runner.kv_bytes_limit())
+    driver = Driver(
+        runner,
+        Scheduler(limits),
+        observer=ledger,
+        changed=threading.Condition(),
+        post=lambda call, *arguments: call(*arguments),
+    )
+    request = _ask(0)
+    stream = QueuedStream(request, driver.cancel)
+    prepared = runner.prepare(request)
+    ticket = Ticket(
+        id=request.id, priority=request.priority, demand=runner.demand(prepared), max_tokens=8
+    )
+    driver.add(Job(prepared=prepared, stream=stream), ticket)
+    driver.abandon()
+    with pytest.raises(EngineDead):
+        await stream.result()
+    assert [type(end) for end in ledger.ends[request.id]] == [EngineDead]
 
 
 class TornLedger(Ledger):

@@ -38,7 +38,7 @@ def status():
 class Measured:
     def __init__(self):
         self.instruments = build_instruments()
-        self.instruments.registry.register(EngineGauges(status))
+        self.instruments.registry.register(EngineGauges(status, EngineState))
         self.engine = EngineMetrics(self.instruments)
         self.http = HttpMetrics(self.instruments)
 
@@ -137,6 +137,8 @@ def test_gauges_are_read_from_the_engine_at_every_scrape(measured):
     assert measured.value("num_requests_running") == 2
     assert measured.value("num_requests_waiting") == 3
     assert measured.value("kv_cache_usage_ratio") == 0.25
+    assert measured.value("engine_state", state="ready") == 1
+    assert sum(measured.value("engine_state", state=each) for each in EngineState) == 1
 
 
 def test_two_services_in_one_process_do_not_share_counters(measured):
