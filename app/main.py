@@ -98,7 +98,14 @@ def create_app(settings: Settings, engine_factory: EngineFactory = build_engine)
         await engine.stop(settings.drain_seconds)
         services.decoder.close()
 
-    app = FastAPI(title="Allrounder", version=_version(), lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(
+        title="Allrounder",
+        version=_version(),
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.state.services = services
     app.state.engine = engine
     _wire(app, HttpMetrics(instruments))
