@@ -23,9 +23,11 @@ fix: $(INSTALLED)
 	$(BIN)/ruff format
 
 test: $(INSTALLED)
+	@tools/test_system.sh
 	$(BIN)/pytest $(ARGS)
 
 test-long: $(INSTALLED)
+	@tools/test_system.sh
 	$(BIN)/pytest --long --timeout=600 $(ARGS)
 
 gpu-test: $(INSTALLED)

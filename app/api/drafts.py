@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from app.api.bodies import read_body
 from app.api.deps import Services, require_ready
+from app.api.docs import BODY_MEANINGS
 from app.core import ChatRequest
 from app.errors import InvalidField
 from app.intake.requests import ChatBody, parse_chat
@@ -49,6 +50,8 @@ async def receive_chat(
 def body_docs() -> dict[str, Any]:
     """What OpenAPI says of the body; the handlers read it themselves, after the door checks."""
     as_json = ChatBody.model_json_schema()
+    for name, meaning in BODY_MEANINGS.items():
+        as_json["properties"][name]["description"] = meaning
     as_form = {**as_json, "properties": dict(as_json["properties"])}
     as_form["properties"]["image"] = {"type": "string", "format": "binary", "title": "Image"}
     content = {

@@ -71,12 +71,12 @@ def _seen(image_processor: Any, width: int, height: int) -> tuple[float, float, 
     """What is left of the image after scaling it and cropping around its centre."""
     if not image_processor.do_center_crop:
         return (0.0, 0.0, 1.0, 1.0)
-    if image_processor.do_resize:
-        edge, size = image_processor.size.get("shortest_edge"), image_processor.size
-        scale = edge / min(width, height) if edge else 0.0
-        width, height = (
-            (round(width * scale), round(height * scale)) if edge else (size["width"], size["height"])
-        )
+    size = image_processor.size
+    if image_processor.do_resize and (edge := size.get("shortest_edge")):
+        short = min(width, height)
+        width, height = round(width * edge / short), round(height * edge / short)
+    elif image_processor.do_resize:
+        width, height = size["width"], size["height"]
     across = image_processor.crop_size["width"] / width
     down = image_processor.crop_size["height"] / height
     return ((1 - across) / 2, (1 - down) / 2, across, down)

@@ -82,7 +82,7 @@ export function showComparison(dense, pruned, budget) {
 function side(name, { answer, pruning, timing }) {
   const { visual_tokens: tokens, layers } = pruning;
   const rows = [
-    ["Compute", flops(pruning.flops.executed)],
+    ["Compute", flops(pruning.flops.executed, pruning.flops.dense)],
     ["Visual tokens", `${tokens.kept} of ${tokens.total}`],
     ["Layers", `${layers.run} of ${layers.total}`],
     ["Time", milliseconds(timing.total_ms)],

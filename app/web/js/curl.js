@@ -1,5 +1,7 @@
 // The request as a command that works when it is pasted into a shell.
 
+import { base64 } from "./api.js";
+
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 /** {command, note}; `image` as PictureChoice gives it, a pasted one travels inside the command. */
@@ -33,10 +35,5 @@ async function source(image, origin) {
 }
 
 async function lines(blob) {
-  const bytes = new Uint8Array(await blob.arrayBuffer());
-  let binary = "";
-  for (let start = 0; start < bytes.length; start += 0x8000) {
-    binary += String.fromCharCode(...bytes.subarray(start, start + 0x8000));
-  }
-  return btoa(binary).match(/.{1,76}/g).join("\n");
+  return ((await base64(blob)).match(/.{1,76}/g) ?? []).join("\n");
 }

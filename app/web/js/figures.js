@@ -17,8 +17,8 @@ export function showCompute(pruning, isAnswer) {
     h("p", { class: "big", id: "saved" }, percent(share), h("small", {}, isAnswer ? "of the dense compute saved" : "of the prompt's compute saved")),
     h("div", { class: "measure" },
       h("span", {}, "Dense"), bar(`dense: ${flops(dense)}`, ["dense", 1]), h("span", { class: "num" }, flops(dense)),
-      h("span", {}, "Spent"), bar(`spent: ${flops(executed)}`, ["spent", rest / dense], ["router", router / dense]),
-      h("span", { class: "num", id: "spent" }, flops(executed))),
+      h("span", {}, "Spent"), bar(`spent: ${flops(executed, dense)}`, ["spent", rest / dense], ["router", router / dense]),
+      h("span", { class: "num", id: "spent" }, flops(executed, dense))),
     h("p", { class: "note" }, costNote(pruning, router, dense, prefill)));
 }
 

@@ -4,8 +4,9 @@ const SPACE = "\u00a0";
 
 export const percent = (ratio, digits = 0) => `${(100 * ratio).toFixed(digits)}%`;
 
-export function flops(count) {
-  const [size, unit] = [[1e12, "T"], [1e9, "G"], [1e6, "M"]].find(([limit]) => count >= limit) ?? [1e3, "k"];
+/** In the unit of `beside`, so that two figures can be compared at a glance. */
+export function flops(count, beside = count) {
+  const [size, unit] = [[1e12, "T"], [1e9, "G"], [1e6, "M"]].find(([limit]) => beside >= limit) ?? [1e3, "k"];
   const value = count / size;
   return `${value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0)}${SPACE}${unit}FLOP`;
 }

@@ -33,7 +33,7 @@ function endpoint({ verb, path, operation, id }, description) {
   return h("section", { class: "card endpoint", id, "aria-labelledby": `${id}-title` },
     h("h2", { id: `${id}-title` }, badge(verb), path),
     h("p", {}, operation.description ?? operation.summary ?? ""),
-    parameters.length > 0 && [h("h3", {}, "Parameters"), fields(parameters.map(parameterRow))],
+    parameters.length > 0 && [h("h3", {}, "Parameters"), fields(parameters.map(parameterRow), "Parameters")],
     content && request(content, description),
     answers(operation.responses, description),
     tryout(verb, path, operation, description));
@@ -46,14 +46,14 @@ function request(content, description) {
   const [first] = Object.values(content);
   return [
     h("h3", {}, "Body"),
-    h("p", { class: "hint" }, `${Object.keys(content).join(" or ")}, the same fields`.replace(/, the same fields$/, Object.keys(content).length > 1 ? ", with the same fields" : "")),
-    fields(rows(first.schema, description)),
+    h("p", { class: "hint" }, Object.keys(content).join(" or "), Object.keys(content).length > 1 && ", with the same fields"),
+    fields(rows(first.schema, description), "Fields of the body"),
   ];
 }
 
-function fields(list) {
+function fields(list, name) {
   if (list.length === 0) return h("p", { class: "hint" }, "No fields.");
-  return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Fields" }, h("table", {},
+  return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": name }, h("table", {},
     h("thead", {}, h("tr", {}, ["Field", "Type", "Meaning"].map((head) => h("th", { scope: "col" }, head)))),
     h("tbody", {}, list.map(({ path, type, required, note }) => h("tr", {},
       h("td", {}, path, required && h("span", { class: "must" }, "required")), h("td", {}, type), h("td", {}, note))))));
@@ -68,7 +68,7 @@ function answers(responses, description) {
       const list = schema ? rows(schema, description) : [];
       return list.length > 0 && h("details", {},
         h("summary", {}, h("span", {}, `Answer ${status}`), h("span", { class: "value" }, `${list.length} fields`)),
-        h("p", { class: "hint" }, response.description), fields(list));
+        h("p", { class: "hint" }, response.description), fields(list, `Fields of the answer ${status}`));
     }),
     bad.length > 0 && h("details", {},
       h("summary", {}, h("span", {}, "Errors"), h("span", { class: "value" }, bad.map(([status]) => status).join(", "))),
@@ -85,7 +85,7 @@ function errors(operations, description) {
   return h("section", { class: "card endpoint", id: "errors", "aria-labelledby": "errors-title" },
     h("h2", { id: "errors-title" }, "Errors"),
     h("p", {}, "Every answer that is not a success has one body; 429 and 503 say in Retry-After when to come back."),
-    problem && fields(rows(problem, description)),
+    problem && fields(rows(problem, description), "Fields of an error"),
     h("h3", {}, "Statuses"), statuses(known));
 }
 

@@ -24,7 +24,14 @@ export function rows(schema, document_, path = "", depth = 0) {
 function inside(schema, document_, path, depth) {
   if (schema.properties) return rows(schema, document_, path, depth);
   if (schema.items) return inside(resolve(schema.items, document_), document_, `${path}[]`, depth);
-  return (schema.anyOf ?? schema.oneOf ?? []).flatMap((each) => inside(resolve(each, document_), document_, path, depth));
+  const forms = (schema.anyOf ?? schema.oneOf ?? []).map((each) => inside(resolve(each, document_), document_, path, depth));
+  return forms.length > 1 ? merged(forms.flat()) : forms.flat();
+}
+
+/** Forms share fields, and what one form requires another may lack. */
+function merged(list) {
+  const first = new Map(list.toReversed().map((row) => [row.path, { ...row, required: false }]));
+  return [...first.values()].toReversed();
 }
 
 function typeOf(schema, document_) {
@@ -38,18 +45,21 @@ function typeOf(schema, document_) {
   return found.type ?? "any";
 }
 
+// Bounds that only keep numbers within a machine word say nothing to a reader.
+const HUGE = 2 ** 31 - 1;
+
 const LIMITS = [
   ["exclusiveMinimum", (value) => `more than ${value}`],
   ["minimum", (value) => `at least ${value}`],
   ["maximum", (value) => `at most ${value}`],
-  ["minLength", (value) => `${value} characters or more`],
+  ["minLength", (value) => (value === 1 ? "not empty" : `${value} characters or more`)],
   ["maxLength", (value) => `at most ${value} characters`],
-  ["minItems", (value) => `${value} items or more`],
+  ["minItems", (value) => (value === 1 ? "not empty" : `${value} items or more`)],
   ["maxItems", (value) => `at most ${value} items`],
 ];
 
 function limits(schema) {
-  return LIMITS.filter(([key]) => schema[key] !== undefined).map(([key, say]) => say(schema[key]));
+  return LIMITS.filter(([key]) => Math.abs(schema[key] ?? HUGE) < HUGE).map(([key, say]) => say(schema[key]));
 }
 
 function note(schema) {

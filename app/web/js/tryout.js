@@ -1,6 +1,6 @@
 // Sends an example of one endpoint and shows what comes back.
 
-import { storeKey, storedKey } from "./api.js";
+import { base64, storeKey, storedKey } from "./api.js";
 import { h, show } from "./dom.js";
 import { milliseconds } from "./format.js";
 import { example, resolve } from "./schema.js";
@@ -66,11 +66,7 @@ async function bodyText(path, content, document_) {
 
 async function dataUrl() {
   const blob = await (await fetch(EXAMPLE_PICTURE)).blob();
-  return new Promise((done) => {
-    const reader = new FileReader();
-    reader.onload = () => done(reader.result);
-    reader.readAsDataURL(blob);
-  });
+  return `data:image/webp;base64,${await base64(blob)}`;
 }
 
 function address(path, inputs) {
