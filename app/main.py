@@ -116,7 +116,14 @@ def create_app(
         await runtime.stop()
         services.decoder.close()
 
-    app = FastAPI(title="Allrounder", version=_version(), lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(
+        title="Allrounder",
+        version=_version(),
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.state.services = services
     app.state.engine = engine
     app.state.runtime = runtime

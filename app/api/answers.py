@@ -139,6 +139,7 @@ def _kept(plan: Plan, result: ChatResult) -> list[wire.KeptTokens]:
                 rows=None if grid is None else grid.rows,
                 cols=None if grid is None else grid.cols,
                 offset=None if grid is None else grid.offset,
+                area=None if grid is None else list(grid.area),
                 indices=indices,
             )
         )

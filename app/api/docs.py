@@ -1,4 +1,4 @@
-"""What OpenAPI says of errors, once for all endpoints."""
+"""What OpenAPI says of errors, once for all endpoints, and of the fields of a chat body."""
 
 from __future__ import annotations
 
@@ -18,6 +18,23 @@ _WHEN = {
     500: "An error on the server's side.",
     503: "Loading, draining or out of memory; see Retry-After.",
     504: "The deadline passed with nothing to show.",
+}
+
+BODY_MEANINGS = {
+    "question": "What is asked, taken as plain text.",
+    "image": "A data URL; in a form, a file.",
+    "images": "Several data URLs instead of one image.",
+    "budget": "The share of the dense model's prompt compute that may be spent, choosing included, "
+    "or one of the object forms; 1 prunes nothing.",
+    "max_tokens": "The longest answer, in tokens.",
+    "temperature": "0 is greedy.",
+    "top_p": "Sample among the likeliest tokens with this much probability.",
+    "seed": "Makes sampling repeatable.",
+    "stop": "Texts that end the answer, up to four; they are left out of it.",
+    "stream": "Server-sent events instead of one answer.",
+    "explain": "Adds the tokens that were kept and what each layer saw.",
+    "deadline_ms": "The answer ends by then with what it has.",
+    "priority": "Batch requests wait while interactive ones do.",
 }
 
 Responses = dict[int | str, dict[str, Any]]

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from app.api.bodies import read_body
 from app.api.completions import Asked
 from app.api.deps import Services, require_admission
+from app.api.docs import BODY_MEANINGS
 from app.core import ChatRequest
 from app.errors import InvalidField, ModelNotFound
 from app.intake.completions import CompletionBody, parse_completion
@@ -103,6 +104,8 @@ async def ready_completion(
 def body_docs() -> dict[str, Any]:
     """What OpenAPI says of the body; the handlers read it themselves, after the door checks."""
     as_json = ChatBody.model_json_schema()
+    for name, meaning in BODY_MEANINGS.items():
+        as_json["properties"][name]["description"] = meaning
     as_form = {**as_json, "properties": dict(as_json["properties"])}
     as_form["properties"]["image"] = {"type": "string", "format": "binary", "title": "Image"}
     content = {

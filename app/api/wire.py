@@ -60,11 +60,14 @@ class Flops(BaseModel):
 
 
 class KeptTokens(BaseModel):
-    """One image's surviving tokens, by index; its grid is `rows` x `cols` from `offset` on."""
+    """One image's surviving tokens, by index; its grid is `rows` x `cols` from `offset` on.
+
+    `area` is what the grid shows: left, top, width, height in shares of the image's sides."""
 
     rows: int | None
     cols: int | None
     offset: int | None
+    area: list[float] | None
     indices: list[int] | None
 
 

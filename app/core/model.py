@@ -138,11 +138,14 @@ class TokenGrid:
     Attributes:
         offset: index of its first token among the image's visual tokens; those outside the grid
             show tiles in more detail, or are a class token or ends of rows.
+        area: what the grid shows, as left, top, width and height in shares of the image's own
+            width and height; less than all of it where the processor crops.
     """
 
     rows: int
     cols: int
     offset: int = 0
+    area: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

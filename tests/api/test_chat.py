@@ -83,9 +83,10 @@ async def test_explain_maps_kept_tokens_per_image_and_every_layer(serve):
             "/v1/chat", json=body | {"budget": {"tokens": 18, "layers": 3}}
         )
     pruning = response.json()["pruning"]
+    whole = [0, 0, 1, 1]
     assert pruning["kept"] == [
-        {"rows": 4, "cols": 4, "offset": 0, "indices": list(range(16))},
-        {"rows": 4, "cols": 4, "offset": 0, "indices": [0, 1]},
+        {"rows": 4, "cols": 4, "offset": 0, "area": whole, "indices": list(range(16))},
+        {"rows": 4, "cols": 4, "offset": 0, "area": whole, "indices": [0, 1]},
     ]
     assert pruning["decisions"][0] == {"layer": 0, "run": True, "visual_tokens": 18}
     assert pruning["decisions"][3] == {"layer": 3, "run": False, "visual_tokens": 0}

@@ -28,7 +28,12 @@ class Llava(PlainDecoder):
         full = config.vision_feature_select_strategy == "full"
         num_class = processor.num_additional_image_tokens if full else 0
         return ImageLayout(
-            grid=TokenGrid(rows=side, cols=side, offset=num_class),
+            grid=TokenGrid(
+                rows=side,
+                cols=side,
+                offset=num_class,
+                area=_seen(processor.image_processor, width, height),
+            ),
             placeholder=processor.image_token,
             runs=(side * side + num_class,),
             tiles=(side * side,),
@@ -60,6 +65,21 @@ class Llava(PlainDecoder):
             rows_NPC = torch.cat([columns_NPC, seen.features], dim=-1)
             facts = [seen.facts(rows_PC) for rows_PC in rows_NPC]
         return visual_tokens(features.pooler_output, facts)
+
+
+def _seen(image_processor: Any, width: int, height: int) -> tuple[float, float, float, float]:
+    """What is left of the image after scaling it and cropping around its centre."""
+    if not image_processor.do_center_crop:
+        return (0.0, 0.0, 1.0, 1.0)
+    size = image_processor.size
+    if image_processor.do_resize and (edge := size.get("shortest_edge")):
+        short = min(width, height)
+        width, height = round(width * edge / short), round(height * edge / short)
+    elif image_processor.do_resize:
+        width, height = size["width"], size["height"]
+    across = image_processor.crop_size["width"] / width
+    down = image_processor.crop_size["height"] / height
+    return ((1 - across) / 2, (1 - down) / 2, across, down)
 
 
 def _check_aspect(image_processor: Any, width: int, height: int) -> None:

@@ -1,0 +1,51 @@
+"""The reference at /docs holds what /openapi.json says, and its examples work."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.web.conftest import Server, Visits
+
+pytestmark = pytest.mark.timeout(90)
+
+
+def test_every_endpoint_field_and_error_is_listed(server: Server, visit: Visits) -> None:
+    described = server.client.get("/openapi.json").json()
+    page = visit("/docs", ready="#endpoints[aria-busy=false]")
+    operations = [
+        (verb, path, operation)
+        for path, item in described["paths"].items()
+        for verb, operation in item.items()
+    ]
+    expect(page.locator("#endpoints > section")).to_have_count(len(operations) + 1)
+    contents = page.locator("#contents").inner_text().replace("\n", " ")
+    for verb, path, operation in operations:
+        assert f"{verb.upper()} {path}" in contents
+        section = page.locator("section", has=page.locator("h2", has_text=path).first).filter(
+            has=page.locator(f".verb.{verb}")
+        )
+        text = section.filter(has=page.get_by_role("heading", name=path, exact=False)).first
+        refused = [status for status in operation["responses"] if status >= "300"]
+        assert set(refused) <= set(text.locator("dt").all_text_contents())
+    chat = page.locator("#post--v1-chat")
+    body = described["paths"]["/v1/chat"]["post"]["requestBody"]["content"]["application/json"]
+    names = set(chat.locator("td:first-child").all_text_contents())
+    assert set(body["schema"]["properties"]) - {"question"} <= names
+    assert {"questionrequired", "budget.flops", "budget.quality"} <= names
+    assert "pruning.flops.saved" in "\n".join(names)
+
+
+def test_an_example_is_sent_from_the_page(visit: Visits) -> None:
+    page = visit("/docs", ready="#endpoints[aria-busy=false]")
+    for section, expected in (
+        ("#post--v1-chat", '"answer":'),
+        ("#post--v1-plan", '"decisions":'),
+        ("#get--v1-models", '"smallest_budget":'),
+        ("#get--metrics", "# HELP allrounder_"),
+    ):
+        box = page.locator(section)
+        box.get_by_text("Try it").click()
+        box.get_by_role("button", name="Send").click()
+        expect(box.locator(".try .tag")).to_contain_text("200")
+        expect(box.locator(".try pre")).to_contain_text(expected)
