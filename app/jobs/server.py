@@ -74,6 +74,7 @@ class ServerDescription:
     where: str | None = None
     binary: str | None = None
     reason: str | None = None
+    pid: int | None = None
     num_restarts: int = 0
     facts: ServerFacts | None = None
 
@@ -108,8 +109,9 @@ class QueueServer:
         return self._client
 
     def describe(self) -> ServerDescription:
-        restarts = self._embedded.num_restarts if self._embedded else 0
-        return replace(self._seen, num_restarts=restarts)
+        if self._embedded is None:
+            return self._seen
+        return replace(self._seen, pid=self._embedded.pid, num_restarts=self._embedded.num_restarts)
 
     async def start(self) -> None:
         """Choose the server and begin to connect; one that is away is waited for, not raised.
