@@ -8,7 +8,7 @@ WORKDIR /srv/allrounder
 COPY constraints.txt ./
 RUN pip install -c constraints.txt ${PIP_EXTRA} torch transformers
 COPY . ./
-RUN pip install -c constraints.txt ${PIP_EXTRA} -e .
+RUN pip install -c constraints.txt ${PIP_EXTRA} -e '.[embedded]'
 
 RUN useradd --create-home --uid 10001 allrounder && install -d -o allrounder /data
 USER allrounder

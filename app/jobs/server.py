@@ -13,7 +13,6 @@ from enum import StrEnum
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from app.errors import (
     DataFolderInUse,
@@ -168,14 +167,20 @@ class QueueServer:
                 self._note_failure(State.IN_USE, err.message)
             except (QueueUnavailable, DataFolderUnusable) as err:
                 self._note_failure(State.AWAY, err.message)
-            except RedisError as err:
-                self._note_failure(State.AWAY, f"the server answers {type(err).__name__}")
+            except Exception as err:
+                # The watch must not end unseen: without it nothing would connect again.
+                self._note_failure(State.AWAY, f"unexpected: {type(err).__name__}", cause=err)
             await asyncio.sleep(delay)
             delay = min(2 * delay, MAX_RETRY_SECONDS)
 
-    def _note_failure(self, state: State, reason: str) -> None:
+    def _note_failure(self, state: State, reason: str, *, cause: Exception | None = None) -> None:
         if (state, reason) != (self._seen.state, self._seen.reason):
-            logger.error("no batch jobs for now: %s", reason, extra={"where": self._seen.where})
+            logger.error(
+                "no batch jobs for now: %s",
+                reason,
+                extra={"where": self._seen.where},
+                exc_info=cause,
+            )
         self._note(state=state, reason=reason)
 
     async def _look(self) -> None:

@@ -165,6 +165,22 @@ async def test_a_folder_that_cannot_be_used_is_reported_and_asks_for_patience(tm
     assert str(tmp_path) not in caught.value.message
 
 
+async def test_the_watch_survives_what_nobody_thought_of(
+    tmp_path, server, monkeypatch, caplog
+) -> None:
+    def fail(_client):
+        raise KeyError("a reply of another form")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(queue_server, "examine_server", fail)
+        watching = QueueServer(Settings(data_dir=tmp_path, redis_url=server.url))
+        await watching.start()
+        await becomes(watching, State.AWAY)
+    await becomes(watching, State.READY)
+    await watching.stop()
+    assert "a reply of another form" in caplog.text
+
+
 async def test_stop_is_final_and_may_come_at_any_time(tmp_path) -> None:
     never_started = QueueServer(Settings(data_dir=tmp_path))
     await never_started.stop()
