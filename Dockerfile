@@ -32,7 +32,8 @@ LABEL org.opencontainers.image.title="Allrounder" \
       org.opencontainers.image.description="Serves frozen vision-language models at a compute budget chosen per request" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN groupadd --gid 10001 allrounder \
-    && useradd --no-log-init --no-create-home --home-dir /tmp --uid 10001 --gid 10001 allrounder \
+    && useradd --no-log-init --no-create-home --home-dir /tmp --shell /usr/sbin/nologin \
+        --uid 10001 --gid 10001 allrounder \
     && install -d -o 10001 -g 10001 -m 0750 /data
 # The root file system may be read-only: all that is written goes to /data or /tmp.
 ENV PATH=/opt/venv/bin:$PATH \

@@ -97,7 +97,8 @@ class Tree:
         self._build_args = build_args
         self._cwd = root
         self.env = {**os.environ, "PATH": f"{os.environ['PATH']}:{Path(sys.executable).parent}"}
-        (root / "etc").mkdir(parents=True)
+        (root / "tmp").mkdir(parents=True)
+        (root / "etc").mkdir()
         for name in ("passwd", "group", "shadow", "gshadow"):
             (root / "etc" / name).touch()
 
@@ -110,14 +111,11 @@ class Tree:
         """Absolute paths of the image moved into the folder."""
         return re.sub(r"(?<![\w.\-/])/(?=(opt|src|dist|data|tmp)\b)", f"{self.root}/", text)
 
-    def command(self, text: str) -> list[str]:
-        return ["sh", "-euc", self.placed(text)]
-
     def _carry_out(self, each: Instruction) -> None:
         if each.word == "ENV":
             for pair in shlex.split(each.text):
                 key, value = pair.split("=", 1)
-                self.env[key] = self.placed(value.replace("$PATH", self.env["PATH"]))
+                self.env[key] = self.placed(value).replace("$PATH", self.env["PATH"])
         elif each.word == "ARG":
             key, _, default = each.text.partition("=")
             self.env[key] = self._build_args.get(key, default.strip('"'))
@@ -142,9 +140,9 @@ class Tree:
         """Users are added to the folder's own files; where that takes root, others leave it out."""
         if "useradd" in text and os.getuid() != 0:
             return
-        text = re.sub(r"\b(groupadd|useradd)\b", rf"\1 --prefix {self.root}", text)
+        command = re.sub(r"\b(groupadd|useradd)\b", rf"\1 --prefix {self.root}", self.placed(text))
         done = subprocess.run(
-            self.command(text), cwd=self._cwd, env=self.env, capture_output=True, text=True
+            ["sh", "-euc", command], cwd=self._cwd, env=self.env, capture_output=True, text=True
         )
         assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
 

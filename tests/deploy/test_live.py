@@ -13,7 +13,7 @@ from tests.deploy.expressions import OPEN_METRICS, Expression, alerts, drawn, is
 from tests.deploy.live import Prometheus, make_traffic, running_prometheus
 from tools.dashboard_plots import FIGURES, draw_figures
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 LOAD_SECONDS = 12.0
 WINDOW = "30s"

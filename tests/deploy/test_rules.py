@@ -68,6 +68,18 @@ def test_an_alert_that_does_not_fire_is_noticed(tmp_path: Path) -> None:
         promtool("test", "rules", calm)
 
 
+@pytest.mark.parametrize("path", UNIT_TESTS, ids=lambda path: path.stem)
+def test_every_group_has_its_turn_in_a_set_order(path: Path) -> None:
+    order = yaml.safe_load(path.read_text(encoding="utf-8"))["group_eval_order"]
+    groups = [
+        group["name"]
+        for file in sorted(RULES.glob("*.yml"))
+        for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]
+    ]
+    assert sorted(order) == sorted(groups)
+    assert order[-1] == "allrounder-alerts"
+
+
 def test_every_alert_is_seen_silent_and_firing_and_is_silent_in_health() -> None:
     names = set(rules("alert"))
     seen = {path.stem: expected_alerts(path) for path in UNIT_TESTS}
