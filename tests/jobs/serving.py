@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import socket
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import replace
 
 import httpx2
@@ -82,7 +82,7 @@ class Served:
         """-> the batch, once its status is one of these (by default: it has ended)."""
         async with asyncio.timeout(seconds):
             while (found := await self.batch(id))["status"] not in (statuses or FINAL):
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.1)
         return found
 
     async def content(self, file_id):
@@ -163,7 +163,8 @@ class Executor:
             yield self
         finally:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            with suppress(asyncio.CancelledError):
+                await task
 
     async def _run(self):
         await self.queue.prepare()
@@ -171,8 +172,7 @@ class Executor:
             claims = await self.queue.claim(self.name, self.at_once, running=0)
             if not claims:
                 await asyncio.sleep(0.01)
-            for claim in claims:
-                await self._execute(claim)
+            await asyncio.gather(*map(self._execute, claims))
 
     async def _execute(self, claim):
         await asyncio.sleep(self.random.uniform(0, 2 * self.seconds))

@@ -11,6 +11,7 @@ import pytest
 
 from app.jobs.keys import key
 from app.jobs.transitions import QueueLimits
+from tests.jobs.servers import running_server
 from tests.jobs.serving import ENDPOINT, Executor, input_of, problem, request_line, serving
 
 pytestmark = pytest.mark.timeout(120)
@@ -304,3 +305,47 @@ async def test_many_lines_are_submitted_in_chunks_and_answered_once_each(serve):
         assert [line["custom_id"] for line in output] == [f"line-{idx}" for idx in range(1203)]
         assert len({line["id"] for line in output}) == 1203
         await served.settled()
+
+
+async def test_a_batch_and_its_files_are_forgotten_when_their_time_is_over(serve):
+    limits = QueueLimits(retention_seconds=2, lease_ms=1500)
+    async with serve(queue=limits) as served, Executor(served.queue, served.store).running():
+        made = await served.create(input_of(2))
+        done = await served.until(made["id"])
+        async with asyncio.timeout(30):
+            while (await served.http.get(f"/v1/batches/{made['id']}")).status_code == 200:
+                await asyncio.sleep(0.1)
+            while (await served.http.get("/v1/files")).json()["data"]:
+                await asyncio.sleep(0.1)
+        gone = await served.http.get(f"/v1/files/{done['output_file_id']}/content")
+        problem(gone, 404, "not_found")
+        assert (await served.http.get("/v1/batches")).json()["data"] == []
+        names = [name async for name in served.queue.client.scan_iter(match=key("blob", "*"))]
+        assert names == []
+
+
+async def test_without_redis_every_route_says_so_and_work_goes_on_afterwards(tmp_path):
+    with running_server("redis-server", tmp_path / "redis") as redis:
+        async with serving(redis.url, tmp_path) as served:
+            made = await served.create(input_of(3))
+            redis.kill()
+            for answer in (
+                await served.http.get("/v1/files"),
+                await served.http.get(f"/v1/files/{made['input_file_id']}"),
+                await served.http.delete(f"/v1/files/{made['input_file_id']}"),
+                await served.http.post("/v1/files", **FORM),
+                await served.http.get("/v1/batches"),
+                await served.http.post("/v1/batches", json=order(made["input_file_id"])),
+                await served.http.get(f"/v1/batches/{made['id']}"),
+                await served.http.post(f"/v1/batches/{made['id']}/cancel"),
+            ):
+                problem(answer, 503, "queue_unavailable")
+                assert int(answer.headers["retry-after"]) >= 1
+            redis.start()
+            async with Executor(served.queue, served.store).running():
+                done = await served.until(made["id"])
+            assert done["request_counts"] == {"total": 3, "completed": 3, "failed": 0}
+            await served.settled()
+
+
+FORM = {"files": {"file": ("in.jsonl", b"{}")}, "data": {"purpose": "batch"}}
