@@ -494,6 +494,9 @@ async def a_released_line_goes_on_without_a_crash(scene: Scene) -> None:
     assert record is not None
     assert (record.state, record.lane, record.crashes) == ("queued", "retry", 0)
     assert not await scene.end(claimed)
+    again = await scene.claim_one("other")
+    assert again.fence > claimed.fence
+    await check_refused(scene, lambda: scene.end(claimed))
 
 
 @contract
@@ -550,6 +553,7 @@ async def a_line_that_finishes_after_all_counts_as_done(scene: Scene) -> None:
     await scene.queue.cancel("b", "t")
     tended = await scene.tend("b")
     await scene.withdraw_all(tended)
+    await check_refused(scene, lambda: scene.finish(tended))
     assert await scene.end(claimed)
     assert await scene.counts("b") == (0, 1, 0)
     assert await scene.finish(tended)
