@@ -10,7 +10,14 @@ from redis.asyncio import Redis
 
 from app.jobs import keys
 from app.jobs.keys import key
-from app.jobs.replies import read_hash, read_hashes, read_list, read_pending, read_ranks, read_stream
+from app.jobs.replies import (
+    read_hash,
+    read_hashes,
+    read_list,
+    read_pending,
+    read_ranks,
+    read_stream,
+)
 from app.jobs.states import ENDED, ENDED_BATCHES, BatchStatus, JobState
 
 

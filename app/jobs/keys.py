@@ -9,7 +9,7 @@ a line in twice is seen.
 |---|---|---|
 | `job:<id>` | hash | the only truth about a line: state, fence, stream entry, crashes, result |
 | `lane:<name>` | stream | lines that wait or run; an entry leaves when its job ends |
-| `backlog:<tenant>` | list | batches with lines beyond the tenant's window; `next` of each says which |
+| `backlog:<tenant>` | list | batches with lines beyond the window, each from its `next` line on |
 | `window` | hash | lines of each tenant that are in a lane |
 | `depth` | hash | lines admitted and not ended, of all and of each tenant |
 | `batch:<id>` | hash | the batch: status, counts, times, the fence of its steward |

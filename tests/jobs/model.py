@@ -132,10 +132,8 @@ class Model:
                 return []
         elif held:
             self.solo = ""
-        if alone:
-            taken = suspects[:1]
-        else:
-            taken = [*self._waiting("retry"), *self._waiting("batch")][:want]
+        others = [*self._waiting("retry"), *self._waiting("batch")]
+        taken = suspects[:1] if alone else others[:want]
         for line in taken:
             line.state, line.owner, line.lapsed = "running", worker, False
             line.fence += 1

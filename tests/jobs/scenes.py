@@ -38,9 +38,7 @@ class Scene:
         self.queue = Queue(client, QueueLimits(), sources=sources)
 
     def limit(self, **limits: int) -> None:
-        self.queue = Queue(
-            self.client, replace(self.queue.limits, **limits), sources=self.sources
-        )
+        self.queue = Queue(self.client, replace(self.queue.limits, **limits), sources=self.sources)
 
     async def prepare(self) -> None:
         await self.queue.prepare(start=self.start)
@@ -177,7 +175,9 @@ class Scene:
         names = sorted([name async for name in self.client.scan_iter(count=1000)])
         names = [name for name in names if name not in (key("workers"), key("stats"))]
         kinds = await self._pipe([("TYPE", name) for name in names])
-        found = await self._pipe([READ[kind](name) for name, kind in zip(names, kinds, strict=True)])
+        found = await self._pipe(
+            [READ[kind](name) for name, kind in zip(names, kinds, strict=True)]
+        )
         lanes = [name for name in names if name.startswith(key("lane"))]
         pending = await self._pipe([("XPENDING", name, keys.GROUP) for name in lanes])
         store = dict(zip(names, found, strict=True)) | {

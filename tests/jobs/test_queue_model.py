@@ -120,7 +120,9 @@ class QueueMachine(RuleBasedStateMachine):
         self.given += pairs(claimed)
         if answered:
             held |= dict(pairs(claimed))
-        lanes = [self.model.lines[id].lane for id, fence in held.items() if self.is_valid(id, fence)]
+        lanes = [
+            self.model.lines[id].lane for id, fence in held.items() if self.is_valid(id, fence)
+        ]
         assert "suspect" not in lanes or len(held) == 1, "a suspect line has company"
 
     @rule(worker=st.sampled_from(WORKERS))
@@ -331,7 +333,9 @@ class QueueMachine(RuleBasedStateMachine):
 
     async def read(self) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
         client = self.scene.client
-        return await read_hashes(client, key("batch", "")), await read_hashes(client, key("job", ""))
+        return await read_hashes(client, key("batch", "")), await read_hashes(
+            client, key("job", "")
+        )
 
     def check_path(self, id: str, status: str) -> None:
         before = self.statuses.get(id, BatchStatus.VALIDATING)
