@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from app.jobs import keys
 from app.jobs.keys import key
 from app.jobs.records import BatchUsage, LineError
 from app.jobs.states import BatchStatus, JobState
 from app.jobs.transitions import Admission, Tended
-from tests.jobs.scenes import Scene, new_batch, new_file, refs, result
+from tests.jobs.scenes import Scene, new_batch, refs, result
 
 Contract = Callable[[Scene], Awaitable[None]]
 CONTRACTS: dict[str, Contract] = {}
@@ -101,7 +102,7 @@ async def every_transition_of_a_batch_may_be_repeated(scene: Scene) -> None:
     await check_repeat(scene, lambda: queue.submit(tended, 2, refs(2, 3)))
     await check_repeat(scene, lambda: queue.keep(tended))
     for each in await scene.claim("w", 3):
-        await check_repeat(scene, lambda each=each: scene.end(each))
+        await check_repeat(scene, partial(scene.end, each))
     await check_repeat(scene, lambda: scene.finish(tended))
     await check_repeat(scene, lambda: queue.sweep(tended, 0))
     await check_repeat(scene, lambda: queue.leave(tended))
@@ -165,8 +166,8 @@ async def a_steward_with_a_wrong_fence_changes_nothing(scene: Scene) -> None:
     fresh = await scene.tend("new")
     assert fresh.fence > old.fence
     for wrong in (old, Tended(batch="new", fence=fresh.fence + 1)):
-        await check_refused(scene, lambda: queue.begin(wrong))
-        await check_refused(scene, lambda: queue.begin(wrong, [LineError(code="c", message="m")]))
+        await check_refused(scene, partial(queue.begin, wrong))
+        await check_refused(scene, partial(queue.begin, wrong, [LineError(code="c", message="m")]))
     assert await queue.begin(fresh)
     late = await scene.submit("late", 2)
     await scene.set_field("late", expires_ms=1)
@@ -176,14 +177,14 @@ async def a_steward_with_a_wrong_fence_changes_nothing(scene: Scene) -> None:
         pass
     for tended in (fresh, late, done):
         wrong = Tended(batch=tended.batch, fence=tended.fence - 1)
-        await check_refused(scene, lambda: queue.submit(wrong, 0, refs(0, 1)))
-        await check_refused(scene, lambda: queue.keep(wrong))
-        await check_refused(scene, lambda: queue.leave(wrong))
-        await check_refused(scene, lambda: queue.expire(wrong))
-        await check_refused(scene, lambda: queue.withdraw(wrong, 0))
-        await check_refused(scene, lambda: queue.finalize(wrong, [], BatchUsage()))
-        await check_refused(scene, lambda: queue.sweep(wrong, 0))
-        await check_refused(scene, lambda: queue.forget(wrong))
+        await check_refused(scene, partial(queue.submit, wrong, 0, refs(0, 1)))
+        await check_refused(scene, partial(queue.keep, wrong))
+        await check_refused(scene, partial(queue.leave, wrong))
+        await check_refused(scene, partial(queue.expire, wrong))
+        await check_refused(scene, partial(queue.withdraw, wrong, 0))
+        await check_refused(scene, partial(queue.finalize, wrong, [], BatchUsage()))
+        await check_refused(scene, partial(queue.sweep, wrong, 0))
+        await check_refused(scene, partial(queue.forget, wrong))
 
 
 @contract
@@ -494,6 +495,9 @@ async def a_released_line_goes_on_without_a_crash(scene: Scene) -> None:
     assert record is not None
     assert (record.state, record.lane, record.crashes) == ("queued", "retry", 0)
     assert not await scene.end(claimed)
+    again = await scene.claim_one("other")
+    assert again.fence > claimed.fence
+    await check_refused(scene, lambda: scene.end(claimed))
 
 
 @contract
@@ -550,6 +554,7 @@ async def a_line_that_finishes_after_all_counts_as_done(scene: Scene) -> None:
     await scene.queue.cancel("b", "t")
     tended = await scene.tend("b")
     await scene.withdraw_all(tended)
+    await check_refused(scene, lambda: scene.finish(tended))
     assert await scene.end(claimed)
     assert await scene.counts("b") == (0, 1, 0)
     assert await scene.finish(tended)
@@ -611,7 +616,7 @@ async def expiring_works_before_the_end_and_changes_nothing_after(scene: Scene) 
         await scene.client.flushall()
         await scene.prepare()
         tended = await bring_to(scene, status)
-        await check_refused(scene, lambda: scene.queue.expire(tended))
+        await check_refused(scene, partial(scene.queue.expire, tended))
         await scene.set_field("b", expires_ms=1)
         before = await scene.dump()
         answer = await scene.queue.expire(tended)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -38,9 +38,7 @@ class Scene:
         self.queue = Queue(client, QueueLimits(), sources=sources)
 
     def limit(self, **limits: int) -> None:
-        self.queue = Queue(
-            self.client, replace(self.queue.limits, **limits), sources=self.sources
-        )
+        self.queue = Queue(self.client, replace(self.queue.limits, **limits), sources=self.sources)
 
     async def prepare(self) -> None:
         await self.queue.prepare(start=self.start)
@@ -174,32 +172,39 @@ class Scene:
 
     async def dump(self) -> dict[str, Any]:
         """Everything but times, counters of events and who was seen last."""
-        found: dict[str, Any] = {}
-        for name in sorted([name async for name in self.client.scan_iter(count=1000)]):
-            if name in (key("workers"), key("stats")):
-                continue
-            found[name] = await self._read(name)
-        return found
+        names = sorted([name async for name in self.client.scan_iter(count=1000)])
+        names = [name for name in names if name not in (key("workers"), key("stats"))]
+        kinds = await self._pipe([("TYPE", name) for name in names])
+        found = await self._pipe(
+            [READ[kind](name) for name, kind in zip(names, kinds, strict=True)]
+        )
+        lanes = [name for name in names if name.startswith(key("lane"))]
+        pending = await self._pipe([("XPENDING", name, keys.GROUP) for name in lanes])
+        store = dict(zip(names, found, strict=True)) | {
+            f"{name} pending": rows for name, rows in zip(lanes, pending, strict=True)
+        }
+        for name, value in store.items():
+            if name.startswith((key("care"), key("batches"), key("files"))):
+                value.sort()
+            for field in [field for field in value if str(field).endswith("_ms")]:
+                del value[field]
+        return store
 
-    async def _read(self, name: str) -> Any:
-        match await self.client.type(name):
-            case "hash":
-                fields = await self.client.hgetall(name)
-                return {k: v for k, v in fields.items() if not k.endswith("_ms")}
-            case "stream":
-                entries = await self.client.xrange(name)
-                if not await self.client.xinfo_groups(name):
-                    return entries
-                rows = await self.client.xpending_range(name, keys.GROUP, "-", "+", 10_000)
-                return entries, [(row["message_id"], row["consumer"]) for row in rows]
-            case "zset":
-                return sorted(await self.client.zrange(name, 0, -1))
-            case "set":
-                return sorted(await self.client.smembers(name))
-            case "list":
-                return await self.client.lrange(name, 0, -1)
-            case _:
-                return await self.client.get(name)
+    async def _pipe(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        async with self.client.pipeline(transaction=False) as pipe:
+            for command in commands:
+                pipe.execute_command(*command)
+            return await pipe.execute()
+
+
+READ: dict[str, Callable[[str], tuple[Any, ...]]] = {
+    "hash": lambda name: ("HGETALL", name),
+    "stream": lambda name: ("XRANGE", name, "-", "+"),
+    "zset": lambda name: ("ZRANGE", name, 0, -1),
+    "set": lambda name: ("SMEMBERS", name),
+    "list": lambda name: ("LRANGE", name, 0, -1),
+    "string": lambda name: ("GET", name),
+}
 
 
 @asynccontextmanager

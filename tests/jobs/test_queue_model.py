@@ -1,0 +1,402 @@
+"""Any sequence of transitions, with replies lost and holders that die, freeze and wake.
+
+The model says after each step what Redis must hold; at the end all holders die, and a fresh worker
+and steward must bring every batch to its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import run_state_machine_as_test as run_machine
+from redis.asyncio import Redis
+
+from app.jobs.keys import key
+from app.jobs.records import LineError
+from app.jobs.replies import read_hashes
+from app.jobs.states import NEXT_STATUS, BatchStatus, JobState
+from app.jobs.transitions import Tended
+from tests.jobs.model import LEASED, NOW, WINDOW, Model
+from tests.jobs.scenes import LONG_AGO_MS, Scene, connected, new_batch, refs, result
+from tests.jobs.servers import BINARIES, RunningServer, running_server
+
+T = TypeVar("T")
+TENANTS = ("a", "b")
+WORKERS = ("w1", "w2", "w3")
+ENDS = (JobState.DONE, JobState.DONE, JobState.FAILED, JobState.CANCELLED)
+# Longer than any example takes, shorter than what `Scene.lapse` says of a dead one's silence.
+LEASE_MS = LONG_AGO_MS // 2
+indexes = st.integers(0, 1_000)
+mostly = st.sampled_from((True, True, True, False))
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Every choice is a number; which holder or line it means depends on what there is."""
+
+    def __init__(self, runner: asyncio.Runner, client: Redis, sources=None) -> None:
+        super().__init__()
+        self.runner = runner
+        self.model = Model()
+        # What each living worker believes to hold, and every execution that was ever given out.
+        self.leases: dict[str, dict[str, int]] = {name: {} for name in WORKERS}
+        self.given: list[tuple[str, int]] = []
+        self.stewards: list[Tended] = []
+        self.num_batches = 0
+        self.statuses: dict[str, str] = {}
+        self.fences: dict[str, int] = {}
+        self.run(client.flushall())
+        self.scene = Scene(client, sources=sources)
+        self.scene.limit(window=WINDOW, lease_ms=LEASE_MS)
+        self.queue = self.scene.queue
+        self.run(self.scene.prepare())
+
+    def run(self, call: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(call)
+
+    @rule(lines=st.integers(1, 7), tenant=st.sampled_from(TENANTS), repeated=st.booleans())
+    def create(self, lines, tenant, repeated) -> None:
+        self.num_batches += not repeated or not self.num_batches
+        id = f"b{self.num_batches}"
+        known = self.model.batches.get(id)
+        if known:
+            lines, tenant = known.total, known.tenant
+        self.run(self.queue.create(new_batch(id, lines, tenant, idempotency_key=id)))
+        if id not in self.statuses:
+            self.model.create(id, tenant, lines)
+
+    @rule(answered=mostly)
+    def tend(self, answered) -> None:
+        due = self.model.due()
+        tended = self.run(self.queue.tend())
+        assert (tended is not None) == bool(due)
+        if tended is not None:
+            assert tended.batch in due
+            assert tended.fence == self.model.tend(tended.batch)
+            if answered:
+                self.stewards.append(tended)
+
+    @precondition(lambda self: self.stewards)
+    @rule(which=indexes, good=mostly)
+    def begin(self, which, good) -> None:
+        tended = self.steward(which)
+        errors = () if good else (LineError(code="c", message="m", line=1),)
+        found = self.run(self.queue.begin(tended, errors))
+        assert found == self.model.begin(tended.batch, tended.fence, good=good)
+
+    @precondition(lambda self: self.stewards)
+    @rule(which=indexes, back=st.integers(-1, 2), count=st.integers(1, 7), whole=mostly)
+    def submit(self, which, back, count, whole) -> None:
+        tended = self.steward(which)
+        batch = self.model.batches.get(tended.batch)
+        known = batch.submitted if batch else 0
+        first = max(0, known - back)
+        count = max(1, batch.total - first) if batch and whole else count
+        found = self.run(self.queue.submit(tended, first, refs(first, first + count)))
+        assert found == self.model.submit(tended.batch, tended.fence, first, count)
+
+    @precondition(lambda self: self.stewards)
+    @rule(which=indexes)
+    def serve(self, which) -> None:
+        """What a steward usually does, in one step."""
+        self.begin(which, good=True)
+        self.submit(which, back=0, count=1, whole=True)
+        self.leave(which)
+
+    @rule(worker=st.sampled_from(WORKERS), want=st.integers(0, 4), answered=mostly)
+    def claim(self, worker, want, answered) -> None:
+        held = self.leases[worker]
+        claimed = self.run(self.queue.claim(worker, want, running=len(held)))
+        lines = self.model.claim(worker, want, len(held))
+        assert [(each.job, each.fence) for each in claimed] == [
+            (line.id, line.fence) for line in lines
+        ]
+        assert all(fence > 0 and (id, fence) not in self.given for id, fence in pairs(claimed))
+        self.given += pairs(claimed)
+        if answered:
+            held |= dict(pairs(claimed))
+        lanes = [
+            self.model.lines[id].lane for id, fence in held.items() if self.is_valid(id, fence)
+        ]
+        assert "suspect" not in lanes or len(held) == 1, "a suspect line has company"
+
+    @rule(worker=st.sampled_from(WORKERS))
+    def beat(self, worker) -> None:
+        held = self.leases[worker]
+        answer = self.run(self.queue.beat(worker, held))
+        assert (answer.lost, answer.stop) == self.model.beat(held)
+        for id in answer.lost:
+            del held[id]
+
+    @precondition(lambda self: any(self.leases.values()))
+    @rule(which=indexes, state=st.sampled_from(ENDS), answered=mostly)
+    def done(self, which, state, answered) -> None:
+        worker, id, fence = self.held(which)
+        text = result(f"{id}#{fence}")
+        found = self.run(self.queue.done(id, fence, state, text))
+        assert found == self.model.done(id, fence, state, as_text(text))
+        if answered:
+            del self.leases[worker][id]
+
+    @precondition(lambda self: self.given)
+    @rule(which=indexes, state=st.sampled_from(ENDS), other=st.booleans())
+    def done_by_a_ghost(self, which, state, other) -> None:
+        id, fence = self.given[which % len(self.given)]
+        text = result(f"{id}#{fence}" + "!" * other)
+        found = self.run(self.queue.done(id, fence, state, text))
+        assert found == self.model.done(id, fence, state, as_text(text))
+
+    @precondition(lambda self: self.given)
+    @rule(which=indexes)
+    def beat_by_a_ghost(self, which) -> None:
+        id, fence = self.given[which % len(self.given)]
+        line = self.model.lines[id]
+        answer = self.run(self.queue.beat(line.owner or "ghost", {id: fence}))
+        assert (answer.lost, answer.stop) == self.model.beat({id: fence})
+
+    @precondition(lambda self: self.given)
+    @rule(which=indexes)
+    def release(self, which) -> None:
+        id, fence = self.given[which % len(self.given)]
+        assert self.run(self.queue.release(id, fence)) == self.model.release(id, fence)
+        for held in self.leases.values():
+            if held.get(id) == fence:
+                del held[id]
+
+    @rule(worker=st.sampled_from(WORKERS), noticed=mostly, dies=st.booleans())
+    def lose_a_worker(self, worker, noticed, dies) -> None:
+        """It dies, or freezes and wakes later with all that it believed to hold."""
+        self.run(self.scene.lapse(worker))
+        self.model.lapse(worker)
+        if dies:
+            self.leases[worker] = {}
+        if noticed:
+            self.reap()
+
+    @rule()
+    def reap(self) -> None:
+        assert self.run(self.queue.reap()) == self.model.reap()
+
+    @rule(worker=st.sampled_from(WORKERS))
+    def retire(self, worker) -> None:
+        self.run(self.queue.retire(worker))
+        self.model.retire(worker)
+
+    @precondition(lambda self: self.model.solo)
+    @rule()
+    def let_the_turn_at_suspects_lapse(self) -> None:
+        self.run(self.scene.client.delete(key("solo")))
+        self.model.solo = ""
+
+    @precondition(lambda self: self.model.batches)
+    @rule(which=indexes, tenant=st.sampled_from(TENANTS))
+    def cancel(self, which, tenant) -> None:
+        id = self.batch(which)
+        assert self.run(self.queue.cancel(id, tenant)) == self.model.cancel(id, tenant)
+
+    @precondition(lambda self: self.stewards)
+    @rule(which=indexes)
+    def expire(self, which) -> None:
+        tended = self.steward(which)
+        found = self.run(self.queue.expire(tended))
+        assert found == self.model.expire(tended.batch, tended.fence)
+
+    @precondition(lambda self: self.stewards)
+    @rule(which=indexes)
+    def withdraw(self, which) -> None:
+        tended = self.steward(which)
+        found = self.run(self.queue.withdraw(tended, 0))
+        assert found == self.model.withdraw(tended.batch, tended.fence)
+
+    @precondition(lambda self: self.stewards)
+    @rule(which=indexes)
+    def finalize(self, which) -> None:
+        tended = self.steward(which)
+        found = self.run(self.scene.finish(tended))
+        assert found == self.model.finalize(tended.batch, tended.fence)
+
+    @precondition(lambda self: self.stewards)
+    @rule(which=indexes)
+    def sweep(self, which) -> None:
+        tended = self.steward(which)
+        found = self.run(self.queue.sweep(tended, 0))
+        assert found == self.model.sweep(tended.batch, tended.fence)
+
+    @precondition(lambda self: self.stewards)
+    @rule(which=indexes)
+    def forget(self, which) -> None:
+        tended = self.steward(which)
+        found = self.run(self.queue.forget(tended))
+        assert found == self.model.forget(tended.batch, tended.fence)
+
+    @precondition(lambda self: self.stewards)
+    @rule(which=indexes)
+    def leave(self, which) -> None:
+        tended = self.steward(which)
+        found = self.run(self.queue.leave(tended, poll_seconds=0))
+        assert found == self.model.leave(tended.batch, tended.fence)
+
+    @precondition(lambda self: self.stewards)
+    @rule(which=indexes)
+    def keep(self, which) -> None:
+        tended = self.steward(which)
+        found = self.run(self.queue.keep(tended))
+        assert found == self.model.keep(tended.batch, tended.fence)
+
+    @precondition(lambda self: self.model.batches)
+    @rule(which=indexes)
+    def lose_a_steward(self, which) -> None:
+        batch = self.model.batches[self.batch(which)]
+        if batch.care == LEASED:
+            self.run(self.scene.client.zadd(key("care"), {batch.id: 0}))
+            batch.care = NOW
+
+    @precondition(lambda self: self.model.batches)
+    @rule(which=indexes)
+    def let_its_time_be_over(self, which) -> None:
+        batch = self.model.batches[self.batch(which)]
+        if batch.has_ended:
+            self.run(self.scene.set_field(batch.id, forget_ms=1))
+            batch.may_be_forgotten = True
+        else:
+            self.run(self.scene.set_field(batch.id, expires_ms=1))
+            batch.is_over = True
+        if batch.care != LEASED:
+            self.run(self.scene.client.zadd(key("care"), {batch.id: 0}))
+            batch.care = NOW
+
+    @invariant()
+    def redis_holds_what_the_model_says(self) -> None:
+        batches, jobs = self.run(self.read())
+        model = self.model
+        assert batches.keys() == model.batches.keys()
+        for id, batch in model.batches.items():
+            fields = batches[id]
+            assert [fields[name] for name in ("status", "ending", "swept")] == [
+                batch.status,
+                batch.ending,
+                str(int(batch.swept)),
+            ]
+            names = ("submitted", "next", "remaining", "completed", "failed", "fence")
+            assert [int(fields[name]) for name in names] == [
+                *(batch.submitted, batch.next, batch.remaining, batch.counts["good"]),
+                *(batch.failed, batch.fence),
+            ]
+            self.check_path(id, batch.status)
+        assert jobs.keys() == model.lines.keys()
+        for id, line in model.lines.items():
+            fields = jobs[id]
+            names = ("fence", "crashes", "solo_crashes", "published")
+            assert [int(fields[name]) for name in names] == [
+                *(line.fence, line.crashes, line.solo_crashes, line.published)
+            ]
+            assert (fields["state"], fields.get("slane", "")) == (line.state, line.lane)
+            assert (fields.get("result") or None) == line.result
+            assert line.fence >= self.fences.get(id, 0), "a fence fell"
+            self.fences[id] = line.fence
+        assert self.run(self.scene.violations()) == []
+
+    def teardown(self) -> None:
+        """All holders are dead. What is left must end by itself, each line exactly once."""
+        for worker in WORKERS:
+            self.lose_a_worker(worker, noticed=True, dies=True)
+        before = dict(self.model.published)
+        self.run(self.end_everything())
+        batches, jobs = self.run(self.read())
+        for id, fields in batches.items():
+            assert fields["status"] in ("completed", "failed", "cancelled", "expired"), id
+        assert {fields["published"] for fields in jobs.values()} <= {"1"}
+        for id, (state, text) in before.items():
+            assert (jobs[id]["state"], jobs[id].get("result") or None) == (state, text)
+        assert self.run(self.scene.violations()) == []
+        census = self.run(self.queue.census())
+        assert (census.lines, census.backlog, census.dead) == (0, 0, self.model.num_dead)
+        assert {(each.waiting, each.running) for each in census.lanes.values()} == {(0, 0)}
+        left = self.run(self.scene.dump())
+        assert not left.get(key("window"))
+        assert not [name for name in left if name.startswith(key("backlog"))]
+
+    async def end_everything(self) -> None:
+        client = self.scene.client
+        async with asyncio.timeout(60):
+            await client.delete(key("solo"))
+            for id in await client.zrange(key("care"), 0, -1):
+                await client.zadd(key("care"), {id: 0})
+                if self.model.batches[id].may_be_forgotten:
+                    await self.scene.set_field(id, forget_ms=2**52)
+            await self.scene.run_dry()
+
+    async def read(self) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
+        client = self.scene.client
+        return await read_hashes(client, key("batch", "")), await read_hashes(
+            client, key("job", "")
+        )
+
+    def check_path(self, id: str, status: str) -> None:
+        before = self.statuses.get(id, BatchStatus.VALIDATING)
+        reached = {BatchStatus(before)}
+        # One step may take a batch through several: an expired one without lines finalizes at once.
+        for _ in range(2):
+            reached |= {after for each in reached for after in NEXT_STATUS[each]}
+        assert BatchStatus(status) in reached, (before, status)
+        self.statuses[id] = status
+
+    def steward(self, which: int) -> Tended:
+        return self.stewards[-1 - which % len(self.stewards)]
+
+    def batch(self, which: int) -> str:
+        return list(self.model.batches)[which % len(self.model.batches)]
+
+    def held(self, which: int) -> tuple[str, str, int]:
+        all_held = [(w, id, fence) for w, held in self.leases.items() for id, fence in held.items()]
+        return all_held[which % len(all_held)]
+
+    def is_valid(self, id: str, fence: int) -> bool:
+        line = self.model.lines[id]
+        return line.state == "running" and line.fence == fence
+
+
+def pairs(claimed) -> list[tuple[str, int]]:
+    return [(each.job, each.fence) for each in claimed]
+
+
+def as_text(text) -> str:
+    return text.model_dump_json(exclude_defaults=True)
+
+
+@pytest.fixture(scope="module", params=BINARIES)
+def quick_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    folder = tmp_path_factory.mktemp(request.param)
+    with running_server(request.param, folder, appendonly="no", appendfsync="no") as server:
+        yield server
+
+
+def explore(server: RunningServer, sources=None, **changes: Any) -> None:
+    """Raises at the first sequence after which Redis does not hold what the model says."""
+    with asyncio.Runner() as runner:
+        context = connected(server.url)
+        client = runner.run(context.__aenter__())
+        try:
+            run_machine(
+                lambda: QueueMachine(runner, client, sources),
+                settings=settings(suppress_health_check=[HealthCheck.too_slow], **changes),
+            )
+        finally:
+            runner.run(context.__aexit__(None, None, None))
+
+
+@pytest.mark.timeout(3_600)
+def test_any_sequence_leaves_redis_as_the_model_says_and_comes_to_its_end(
+    quick_server: RunningServer, long_form: bool
+) -> None:
+    if long_form:
+        explore(quick_server, max_examples=500, stateful_step_count=50)
+    else:
+        explore(quick_server, max_examples=30, stateful_step_count=40)
