@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
@@ -104,6 +104,24 @@ def create_app(
         jobs=runtime.jobs,
     )
 
+    app = FastAPI(
+        title="Allrounder",
+        version=_version(),
+        lifespan=_lifespan(settings, engine, runtime, services),
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.services = services
+    app.state.engine = engine
+    app.state.runtime = runtime
+    _wire(app, HttpMetrics(instruments), WORKER_ENDPOINTS if only_worker else ENDPOINTS)
+    return app
+
+
+def _lifespan(
+    settings: Settings, engine: ServedEngine, runtime: JobsRuntime, services: Services
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(_load(engine))
@@ -116,19 +134,7 @@ def create_app(
         await runtime.stop()
         services.decoder.close()
 
-    app = FastAPI(
-        title="Allrounder",
-        version=_version(),
-        lifespan=lifespan,
-        redirect_slashes=False,
-        docs_url=None,
-        redoc_url=None,
-    )
-    app.state.services = services
-    app.state.engine = engine
-    app.state.runtime = runtime
-    _wire(app, HttpMetrics(instruments), WORKER_ENDPOINTS if only_worker else ENDPOINTS)
-    return app
+    return lifespan
 
 
 def _line_answer(services: Services) -> Answer:

@@ -18,7 +18,7 @@ from app.jobs.keys import key
 from app.jobs.pages import Page, PageRequest, read_page
 from app.jobs.records import FileRecord
 from app.jobs.replies import read_hash, read_hashes
-from app.jobs.scripts import load_sources
+from app.jobs.sources import load_sources
 
 EXPIRE_CHUNK = 200
 

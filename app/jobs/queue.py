@@ -18,7 +18,7 @@ from app.jobs.keys import key
 from app.jobs.pages import Page, PageRequest, read_page
 from app.jobs.records import BatchRecord, BatchUsage, JobRecord, LineError, LineRef, LineResult
 from app.jobs.replies import read_fields, read_hash, read_hashes
-from app.jobs.scripts import load_sources
+from app.jobs.sources import load_sources
 from app.jobs.states import BatchStatus, JobState
 from app.jobs.transitions import (
     Admission,

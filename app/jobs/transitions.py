@@ -105,7 +105,7 @@ class LaneCount:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Census:
-    """What there is, counted in Redis itself."""
+    """What there is, counted in Redis itself. `backlog`: admitted lines that are in no lane yet."""
 
     lanes: Mapping[str, LaneCount]
     oldest_seconds: float
@@ -114,3 +114,13 @@ class Census:
     workers: int
     dead: int
     stats: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def waiting(self) -> Mapping[str, int]:
+        """Lines by the lane they wait for, or will wait for."""
+        found = {name: count.waiting for name, count in self.lanes.items()}
+        return found | {keys.LANE_BATCH: found[keys.LANE_BATCH] + self.backlog}
+
+    @property
+    def running(self) -> int:
+        return sum(count.running for count in self.lanes.values())

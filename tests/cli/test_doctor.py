@@ -39,6 +39,7 @@ pytestmark = pytest.mark.timeout(60)
 
 @pytest.fixture(autouse=True)
 def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ALLROUNDER_EMBEDDED_REDIS", "true")
     monkeypatch.setenv("ALLROUNDER_DATA_DIR", str(tmp_path / "data"))
     return tmp_path / "data"
 

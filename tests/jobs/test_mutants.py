@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 from redis.asyncio import Redis
 
-from app.jobs.scripts import load_sources
+from app.jobs.sources import load_sources
 from tests.jobs.contracts import CONTRACTS, Contract
 from tests.jobs.scenes import Scene, connected
 from tests.jobs.servers import BINARIES, RunningServer, running_server

@@ -11,7 +11,7 @@ from redis.exceptions import OutOfMemoryError
 
 from app.jobs.keys import key
 from app.jobs.queue import CHUNK_LINES
-from app.jobs.scripts import load_sources
+from app.jobs.sources import load_sources
 from tests.jobs.contracts import CONTRACTS
 from tests.jobs.scenes import Scene, connected, refs
 from tests.jobs.servers import BINARIES, RunningServer, running_server

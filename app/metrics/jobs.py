@@ -5,14 +5,13 @@ A worker that died cannot make these figures lie, because none of them is a work
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from app.jobs import keys
-from app.jobs.transitions import Census, LaneCount
 from app.metrics.definitions import (
     JOBS_DEAD_HELP,
     JOBS_DEPTH_HELP,
@@ -26,29 +25,42 @@ from app.metrics.definitions import (
     NAMESPACE,
 )
 
+
+class Counted(Protocol):
+    """The part of a census that is shown."""
+
+    @property
+    def waiting(self) -> Mapping[str, int]:
+        """Lines by the lane they wait for; every lane is there."""
+        ...
+
+    @property
+    def running(self) -> int: ...
+    @property
+    def oldest_seconds(self) -> float: ...
+    @property
+    def workers(self) -> int: ...
+    @property
+    def dead(self) -> int: ...
+    @property
+    def stats(self) -> Mapping[str, int]: ...
+
+
 _PREFIX = f"{NAMESPACE}_jobs_"
-_NOTHING = Census(
-    lanes={lane: LaneCount(waiting=0, running=0) for lane in keys.LANES},
-    oldest_seconds=0.0,
-    lines=0,
-    backlog=0,
-    workers=0,
-    dead=0,
-)
 
 
 class JobsGauges(Collector):
     """Shows the census that was noted last; without one it says only that Redis is away."""
 
     def __init__(self) -> None:
-        self._census: Census | None = None
+        self._census: Counted | None = None
 
-    def note(self, census: Census | None) -> None:
+    def note(self, census: Counted | None) -> None:
         """None: Redis did not answer."""
         self._census = census
 
     def describe(self) -> Iterator[Metric]:
-        yield from _families(_NOTHING)
+        yield from _families(None)
         yield _redis_up(False)
 
     def collect(self) -> Iterator[Metric]:
@@ -61,18 +73,17 @@ def _redis_up(up: bool) -> Metric:
     return GaugeMetricFamily(f"{_PREFIX}redis_up", JOBS_REDIS_UP_HELP, int(up))
 
 
-def _families(census: Census) -> Iterator[Metric]:
+def _families(census: Counted | None) -> Iterator[Metric]:
+    """Without a census the names alone."""
     depth = GaugeMetricFamily(f"{_PREFIX}queue_depth", JOBS_DEPTH_HELP, labels=["lane"])
-    for lane, count in census.lanes.items():
-        backlog = census.backlog if lane == keys.LANE_BATCH else 0
-        depth.add_metric([lane], count.waiting + backlog)
+    for lane, count in (census.waiting if census else {}).items():
+        depth.add_metric([lane], count)
     yield depth
-    running = sum(count.running for count in census.lanes.values())
     gauges = {
-        "running": (JOBS_RUNNING_HELP, running),
-        "oldest_age_seconds": (JOBS_OLDEST_HELP, census.oldest_seconds),
-        "dead_letters": (JOBS_DEAD_HELP, census.dead),
-        "workers": (JOBS_WORKERS_HELP, census.workers),
+        "running": (JOBS_RUNNING_HELP, census.running if census else 0),
+        "oldest_age_seconds": (JOBS_OLDEST_HELP, census.oldest_seconds if census else 0),
+        "dead_letters": (JOBS_DEAD_HELP, census.dead if census else 0),
+        "workers": (JOBS_WORKERS_HELP, census.workers if census else 0),
     }
     for name, (text, value) in gauges.items():
         yield GaugeMetricFamily(_PREFIX + name, text, value)
@@ -82,4 +93,5 @@ def _families(census: Census) -> Iterator[Metric]:
         "redelivered": JOBS_REDELIVERED_HELP,
     }
     for name, text in counters.items():
-        yield CounterMetricFamily(_PREFIX + name, text, census.stats.get(name, 0))
+        value = census.stats.get(name, 0) if census else 0
+        yield CounterMetricFamily(_PREFIX + name, text, value)
