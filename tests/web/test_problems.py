@@ -72,6 +72,8 @@ def test_an_option_that_a_strategy_does_not_take_is_the_servers_word(
     with page.expect_response("**/v1/plan"):
         page.get_by_label("layer", exact=True).fill("deep")
     assert "layer" in notice(page)
+    expect(page.get_by_label("layer", exact=True)).to_have_attribute("aria-invalid", "true")
+    expect(page.get_by_role("alert")).to_be_in_viewport()
 
 
 def test_a_killed_server_is_a_lost_connection_with_another_try(
