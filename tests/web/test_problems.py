@@ -99,13 +99,17 @@ def test_a_full_queue_and_a_stopping_server_say_when_to_come_back(
     page = refused_visit(url=fake.url)
     threads = [
         threading.Thread(
-            target=fake.client.post, args=("/v1/chat",), kwargs={"json": chat_body(question=LONG)}
+            target=fake.client.post,
+            args=("/v1/chat",),
+            kwargs={"json": chat_body(question=LONG * 3)},
         )
         for _ in range(2)
     ]
-    for thread in threads:
+    for thread, taken in zip(
+        threads, ("num_requests_running", "num_requests_waiting"), strict=True
+    ):
         thread.start()
-    until(lambda: gauge(fake, "num_requests_waiting") == 1)
+        until(lambda taken=taken: gauge(fake, taken) == 1)  # type: ignore[misc]
     page.get_by_role("button", name="Ask", exact=True).click()
     assert "The server is busy" in notice(page)
     expect(page.get_by_role("button", name="Try again in")).to_be_disabled()
