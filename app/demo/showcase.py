@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def file_name(scene: int) -> str:
     return f"scene-{scene}.webp"
 
 
-def entries() -> list[dict[str, Any]]:
+def index_of(exams: Sequence[Exam]) -> list[dict[str, Any]]:
     """What the page knows of each example: its file, its question, a text instead of a look."""
     return [
         {
@@ -60,18 +61,19 @@ def entries() -> list[dict[str, Any]]:
             "question": _written(exam.questions[0].text),
             "alt": _described(exam.scene),
         }
-        for (number, _), exam in zip(CHOSEN, draw_showcase(), strict=True)
+        for (number, _), exam in zip(CHOSEN, exams, strict=True)
     ]
 
 
 def write_showcase(folder: Path) -> None:
     """Lossless WebP files and their index; pixels and index are the same every time."""
     folder.mkdir(parents=True, exist_ok=True)
-    for (number, _), exam in zip(CHOSEN, draw_showcase(), strict=True):
+    exams = draw_showcase()
+    for (number, _), exam in zip(CHOSEN, exams, strict=True):
         encoded = io.BytesIO()
         Image.fromarray(exam.image).save(encoded, "WEBP", lossless=True, quality=100, method=6)
         (folder / file_name(number)).write_bytes(encoded.getvalue())
-    (folder / INDEX).write_text(json.dumps(entries(), indent=1) + "\n", encoding="utf-8")
+    (folder / INDEX).write_text(json.dumps(index_of(exams), indent=1) + "\n", encoding="utf-8")
 
 
 def _written(text: str) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from transformers import AutoConfig, AutoProcessor, CLIPImageProcessorPil
 from transformers.models.smolvlm import processing_smolvlm
 
@@ -47,6 +49,43 @@ def test_a_thread_of_an_image_is_refused_where_its_short_side_would_be_scaled_up
     with pytest.raises(InvalidImage, match=f"{width} x {height}") as raised:
         family.layout(config, processor, width=width, height=height)
     assert raised.value.param == "image"
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size"),
+    [
+        (96, 96, {"shortest_edge": SIDE}),
+        (240, 96, {"shortest_edge": SIDE}),
+        (96, 240, {"shortest_edge": SIDE}),
+        (120, 240, {"height": 2 * SIDE, "width": 3 * SIDE}),
+    ],
+)
+def test_llava_says_which_part_of_an_image_its_grid_shows(
+    tmp_path: Path, width: int, height: int, size: dict[str, int]
+) -> None:
+    folder = tiny_llava_folder(tmp_path / "m")
+    config, processor = AutoConfig.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    processor.image_processor = CLIPImageProcessorPil(
+        size=size, crop_size={"height": SIDE, "width": SIDE}, do_normalize=False
+    )
+    area = family_of("llava").layout(config, processor, width=width, height=height).grid.area
+    # Red grows to the right and green downwards, so that a colour tells where a pixel was.
+    ramps = np.zeros((height, width, 3), np.uint8)
+    ramps[..., 0] = np.linspace(0, 255, width)[None]
+    ramps[..., 1] = np.linspace(0, 255, height)[:, None]
+    seen = processor.image_processor(images=[Image.fromarray(ramps)], return_tensors="np")
+    red, green = seen["pixel_values"][0, 0], seen["pixel_values"][0, 1]
+    left, top, across, down = area
+    # The outermost pixels show the middle of the outermost places.
+    margin = 0.5 / SIDE
+    shown = [red.min(), green.min(), red.max(), green.max()]
+    expected = [
+        left + margin * across,
+        top + margin * down,
+        left + (1 - margin) * across,
+        top + (1 - margin) * down,
+    ]
+    np.testing.assert_allclose(shown, expected, atol=0.02)
 
 
 @pytest.mark.parametrize("longest_edge", [TILE * 2 + 1, TILE // 2])

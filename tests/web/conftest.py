@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.api.test_server import until_ready
 
@@ -73,6 +73,7 @@ def browser() -> Iterator[Browser]:
     assert path is not None, "chromium is needed: make test installs it, or apt-get install it"
     # Chromium's sandbox needs a user other than root.
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    expect.set_options(timeout=LOAD_MS)
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=path, args=arguments)
         yield launched

@@ -44,6 +44,7 @@ def test_the_playground_has_no_serious_finding(refused_visit: Visits, view: dict
     assert findings(page) == []
     assert_it_fits(page)
     page.get_by_label("Tokens and layers by").select_option("random")
+    expect(page.get_by_role("alert")).to_be_hidden()
     page.get_by_role("button", name="Sweep").click()
     expect(page.locator("#said")).to_contain_text("The sweep is done")
     assert findings(page) == []

@@ -72,6 +72,8 @@ def test_an_option_that_a_strategy_does_not_take_is_the_servers_word(
     with page.expect_response("**/v1/plan"):
         page.get_by_label("layer", exact=True).fill("deep")
     assert "layer" in notice(page)
+    expect(page.get_by_label("layer", exact=True)).to_have_attribute("aria-invalid", "true")
+    expect(page.get_by_role("alert")).to_be_in_viewport()
 
 
 def test_a_killed_server_is_a_lost_connection_with_another_try(
@@ -97,13 +99,17 @@ def test_a_full_queue_and_a_stopping_server_say_when_to_come_back(
     page = refused_visit(url=fake.url)
     threads = [
         threading.Thread(
-            target=fake.client.post, args=("/v1/chat",), kwargs={"json": chat_body(question=LONG)}
+            target=fake.client.post,
+            args=("/v1/chat",),
+            kwargs={"json": chat_body(question=LONG * 3)},
         )
         for _ in range(2)
     ]
-    for thread in threads:
+    for thread, taken in zip(
+        threads, ("num_requests_running", "num_requests_waiting"), strict=True
+    ):
         thread.start()
-    until(lambda: gauge(fake, "num_requests_waiting") == 1)
+        until(lambda taken=taken: gauge(fake, taken) == 1)  # type: ignore[misc]
     page.get_by_role("button", name="Ask", exact=True).click()
     assert "The server is busy" in notice(page)
     expect(page.get_by_role("button", name="Try again in")).to_be_disabled()

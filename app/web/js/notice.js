@@ -25,8 +25,7 @@ export function clearNotice() {
 /** `retry` repeats what failed; `useBudget` takes the smallest budget that the message names. */
 export function showProblem(problem, { retry = null, useBudget = null } = {}) {
   clearNotice();
-  const field = find(FIELDS[problem.param?.split(".")[0]] ?? "");
-  field?.setAttribute("aria-invalid", "true");
+  fieldOf(problem.param ?? "")?.setAttribute("aria-invalid", "true");
   const actions = [suggestion(problem, useBudget), retry && retryButton(problem, retry)].filter(Boolean);
   show(
     find("notice"),
@@ -35,7 +34,10 @@ export function showProblem(problem, { retry = null, useBudget = null } = {}) {
     actions.length > 0 && h("div", { class: "row" }, actions),
   );
   find("notice").hidden = false;
+  find("notice").scrollIntoView({ block: "nearest" });
 }
+
+const fieldOf = (param) => find(`option-${param.split(".")[2]}`) ?? find(FIELDS[param.split(".")[0]] ?? "");
 
 function title(problem) {
   if (TITLES[problem.code]) return TITLES[problem.code];
