@@ -264,7 +264,11 @@ def jobs() -> Row:
                 unit="none",
                 curves=(("{{lane}}", f"max by (lane) ({gauge('jobs_queue_depth')})"),),
             ),
-            Panel(title="Jobs running", unit="none", curves=(curve("running", "running"),)),
+            Panel(
+                title="Jobs running, and workers",
+                unit="none",
+                curves=(curve("running", "running"), curve("workers", "workers")),
+            ),
             Panel(
                 title="Oldest waiting job", unit="s", curves=(curve("age", "oldest_age_seconds"),)
             ),

@@ -15,19 +15,6 @@ DEPLOY = ROOT / "deploy"
 RULES = DEPLOY / "prometheus" / "rules"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "allrounder.json"
 
-# Rules and panels of the batch queue are written before its metrics are exported. Each name leaves
-# this list when its metric appears; the tests fail until it does.
-OPEN_METRICS = (
-    "allrounder_jobs_dead_letters",
-    "allrounder_jobs_lease_lost_total",
-    "allrounder_jobs_oldest_age_seconds",
-    "allrounder_jobs_queue_depth",
-    "allrounder_jobs_redelivered_total",
-    "allrounder_jobs_redis_up",
-    "allrounder_jobs_running",
-    "allrounder_jobs_stale_results_total",
-)
-
 _METRIC = re.compile(r"(?<![:\w])allrounder_\w+")
 _HISTOGRAM_PART = re.compile(r"_(bucket|sum|count)$")
 _CONJUNCTION = re.compile(r"\band on \([^)]*\)")
@@ -95,13 +82,3 @@ def drawn() -> list[Expression]:
         for panel in panels()
         for target in panel["targets"]
     ]
-
-
-def open_series() -> set[str]:
-    """The open metrics and what is recorded from them."""
-    names = {_HISTOGRAM_PART.sub("", name) for name in OPEN_METRICS}
-    return names | {each.place for each in recorded() if each.metrics & names}
-
-
-def is_open(expression: Expression) -> bool:
-    return any(name in expression.text for name in open_series())

@@ -11,7 +11,6 @@ import yaml  # type: ignore[import-untyped]
 
 from tests.deploy.expressions import (
     DEPLOY,
-    OPEN_METRICS,
     ROOT,
     RULES,
     Expression,
@@ -102,7 +101,7 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
     "expression", [*recorded(), *alerts(), *drawn()], ids=lambda expression: expression.place
 )
 def test_only_metrics_and_rules_that_exist_are_asked_for(expression: Expression) -> None:
-    assert expression.metrics <= exported() | set(OPEN_METRICS)
+    assert expression.metrics <= exported()
     asked = set(re.findall(r"[a-z]+:allrounder_[\w:]+", expression.text))
     assert asked <= set(rules("record"))
 
@@ -115,7 +114,3 @@ def test_every_metric_has_a_panel() -> None:
 def test_every_recording_rule_is_named_by_level_metric_and_operation() -> None:
     names = list(rules("record"))
     assert [n for n in names if not re.fullmatch(r"(instance|lane|queue):\w+:\w+", n)] == []
-
-
-def test_metrics_still_open_are_not_exported_yet() -> None:
-    assert exported() & set(OPEN_METRICS) == set()

@@ -14,8 +14,11 @@ from app.engine.fake import FakeRunner, FakeRunning
 from app.errors import DeadlineExceeded, InternalError, NotFound, QueueFull, RequestCancelled
 from app.intake.budgets import parse_budget
 from app.intake.images import decode_image
+from app.jobs.keys import LANES
+from app.jobs.transitions import Census, LaneCount
 from app.metrics.definitions import build_instruments
 from app.metrics.exposition import render
+from app.metrics.jobs import JobsGauges
 from app.metrics.stages import EngineGauges, EngineMetrics, HttpMetrics
 from tests.engine.driving import whole
 from tests.intake.pictures import red
@@ -31,6 +34,17 @@ STATUS = EngineStatus(
 )
 
 
+CENSUS = Census(
+    lanes={lane: LaneCount(waiting=1, running=2) for lane in LANES},
+    oldest_seconds=3.0,
+    lines=16,
+    backlog=7,
+    workers=4,
+    dead=5,
+    stats={"lease_lost": 6},
+)
+
+
 def status():
     return STATUS
 
@@ -39,6 +53,9 @@ class Measured:
     def __init__(self):
         self.instruments = build_instruments()
         self.instruments.registry.register(EngineGauges(status, EngineState))
+        self.jobs = JobsGauges()
+        self.jobs.note(CENSUS)
+        self.instruments.registry.register(self.jobs)
         self.engine = EngineMetrics(self.instruments)
         self.http = HttpMetrics(self.instruments)
 
@@ -154,3 +171,18 @@ def test_help_says_that_the_dense_figure_is_counterfactual(measured):
     assert "analytic and counterfactual" in line
     assert content_type.startswith("text/plain")
     assert "_created" not in body.decode()
+
+
+def test_batch_jobs_are_shown_as_they_were_counted(measured):
+    assert measured.value("jobs_queue_depth", lane="retry") == 1
+    assert measured.value("jobs_queue_depth", lane="batch") == 1 + 7
+    assert measured.value("jobs_running") == 6
+    assert measured.value("jobs_lease_lost_total") == 6
+    assert measured.value("jobs_stale_results_total") == 0
+    assert measured.value("jobs_redis_up") == 1
+
+
+def test_without_redis_nothing_is_said_of_jobs_but_that(measured):
+    measured.jobs.note(None)
+    assert measured.value("jobs_redis_up") == 0
+    assert measured.value("jobs_running") is None
