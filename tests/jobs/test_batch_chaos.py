@@ -208,6 +208,31 @@ async def test_a_frozen_finalizer_that_wakes_changes_nothing(scene):
     await scene.check(100)
 
 
+@pytest.mark.timeout(100)
+@pytest.mark.parametrize("lost", ["a response", "the input"])
+async def test_a_batch_ends_even_where_the_volume_lost_something(scene, lost):
+    await scene.prepare(4)
+    batch = await scene.batch()
+    if lost == "a response":
+        good = await scene.jobs.queue.ends(scene.id, 0, 1)
+        (scene.store.results / scene.id / f"{good[0].result.sha256}.json").write_bytes(b"{")
+    else:
+        scene.store.blob_path(batch.input_sha256).unlink()
+    while not (batch := await scene.batch()).swept:
+        await scene.jobs.steward.step()
+    assert batch.status is BatchStatus.COMPLETED
+    if lost == "the input":
+        assert (batch.output_file_id, batch.error_file_id) == (None, None)
+        return
+    record = await scene.jobs.file("t", batch.error_file_id)
+    with await scene.jobs.open_file(record) as file:
+        first, bad = (json.loads(line) for line in file)
+    assert (first["custom_id"], first["response"]) == ("line-0", None)
+    assert first["error"]["code"] == "result_lost"
+    assert (bad["custom_id"], bad["error"]) == ("bad", None)
+    assert (await scene.jobs.file("t", batch.output_file_id)).lines == 2
+
+
 class LossyProxy:
     """Passes every request on; the answer of some never comes back."""
 
