@@ -44,7 +44,7 @@ def is_legal(path):
 
 async def watch(served, id):
     """-> the batch when it has ended, and every status that was seen until then."""
-    path = []
+    path: list[BatchStatus] = []
     while not path or path[-1] not in FINAL:
         # Not over HTTP: hundreds of polls a second would leave the executor no time.
         path.append((await served.queue.batch(id)).status)
