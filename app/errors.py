@@ -24,7 +24,7 @@ AllrounderError
 │   ├── Loading, Draining, EngineDead, EngineOutOfMemory
 │   ├── QueueUnavailable            batch jobs only
 │   │   └── QueueUnsupported        its server is too old: another attempt is of no use
-│   └── QueueNotConfigured
+│   └── QueueNotConfigured, StorageUnavailable
 ├── DeadlineExceeded    504
 ├── RequestCancelled    499   the caller went away; nobody reads the answer
 └── InternalError       500
@@ -223,6 +223,10 @@ class QueueUnsupported(QueueUnavailable):
 class QueueNotConfigured(Unavailable):
     code = "queue_not_configured"
     retryable = False
+
+
+class StorageUnavailable(Unavailable):
+    code = "storage_unavailable"
 
 
 class DeadlineExceeded(AllrounderError):

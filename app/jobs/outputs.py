@@ -80,10 +80,10 @@ class OutputWriter:
             case JobState.DONE | JobState.FAILED if end.result.sha256:
                 try:
                     found = self._store.read_result(self._batch.id, end.result.sha256)
-                except FileNotFoundError:
+                    return json.loads(found), ""
+                except (FileNotFoundError, ValueError):
                     logger.error("a response is lost", extra={"batch": self._batch.id})
                     return None, "result_lost"
-                return json.loads(found), ""
             case JobState.DONE | JobState.FAILED:
                 return None, end.result.code or "result_lost"
             case JobState.CANCELLED | JobState.EXPIRED:

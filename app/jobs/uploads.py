@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from app.errors import BodyTooLarge, InvalidParameter
+from app.errors import BodyTooLarge, InvalidParameter, StorageUnavailable
 from app.jobs.lines import MAX_LINE_BYTES, LineCounter
 from app.jobs.store import Store
+
+logger = logging.getLogger(__name__)
+
+RETRY_STORAGE_SECONDS = 30.0
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """A volume that is full, read-only or gone becomes StorageUnavailable."""
+    try:
+        yield
+    except OSError as err:
+        logger.exception("the volume of files cannot be used")
+        raise StorageUnavailable(
+            "the server cannot store files now", retry_after_seconds=RETRY_STORAGE_SECONDS
+        ) from err
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,10 +38,15 @@ class Stored:
 
 
 class Upload:
-    """Ends with `commit` or `discard`. Every method blocks; call it in a thread."""
+    """Ends with `commit` or `discard`. Every method blocks; call it in a thread.
+
+    Raises: StorageUnavailable, besides what each method says.
+    """
 
     def __init__(self, store: Store, *, max_bytes: int, max_lines: int) -> None:
-        self._draft = store.draft()
+        with storage_errors():
+            store.prepare()
+            self._draft = store.draft()
         self._counter = LineCounter()
         self._max_bytes = max_bytes
         self._max_lines = max_lines
@@ -33,7 +57,8 @@ class Upload:
             raise BodyTooLarge(f"file: at most {self._max_bytes} bytes are allowed", param="file")
         self._counter.feed(data)
         self._check_lines()
-        self._draft.write(data)
+        with storage_errors():
+            self._draft.write(data)
 
     def commit(self) -> Stored:
         """Put the bytes where others find them. Raises InvalidParameter for an empty file."""
@@ -42,7 +67,9 @@ class Upload:
         if not self._counter.num_lines:
             raise InvalidParameter("file: the file holds no lines", param="file")
         num_bytes = self._draft.num_bytes
-        return Stored(sha256=self._draft.commit(), bytes=num_bytes, lines=self._counter.num_lines)
+        with storage_errors():
+            sha256 = self._draft.commit()
+        return Stored(sha256=sha256, bytes=num_bytes, lines=self._counter.num_lines)
 
     def discard(self) -> None:
         """Nothing happens after a commit."""

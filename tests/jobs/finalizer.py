@@ -88,5 +88,5 @@ def freeze(url, folder):
 
 if __name__ == "__main__":
     url, folder, mode, *numbers = sys.argv[1:]
-    scene = {"kill": kill, "freeze": freeze}[mode]
-    print(json.dumps(scene(url, Path(folder), *map(int, numbers))))
+    said = (kill if mode == "kill" else freeze)(url, Path(folder), *map(int, numbers))
+    print(json.dumps(said))

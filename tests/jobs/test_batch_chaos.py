@@ -16,6 +16,7 @@ import pytest
 from app.jobs.connection import connect
 from app.jobs.ids import derived_file_id
 from app.jobs.invariants import find_violations
+from app.jobs.keys import key
 from app.jobs.pages import PageRequest
 from app.jobs.service import BatchOrder, Jobs
 from app.jobs.states import NEXT_STATUS, BatchStatus
@@ -43,7 +44,7 @@ def is_legal(path):
 
 async def watch(served, id):
     """-> the batch when it has ended, and every status that was seen until then."""
-    path = []
+    path: list[BatchStatus] = []
     while not path or path[-1] not in FINAL:
         # Not over HTTP: hundreds of polls a second would leave the executor no time.
         path.append((await served.queue.batch(id)).status)
@@ -51,13 +52,24 @@ async def watch(served, id):
     return await served.batch(id), path
 
 
-async def cancel_one(served, chance, lines):
-    """One batch, cancelled at a random moment or left to expire -> what it came to."""
-    window = {"completion_window": "2s"} if chance.random() < 0.3 else {}
-    made = await served.create(input_of(lines), **window)
+async def expire_now(served, id):
+    """As if the clock had reached the end of its window."""
+    client = served.queue.client
+    await client.hset(key("batch", id), "expires_ms", "0")
+    await client.zadd(key("care"), {id: 0})
+
+
+async def end_one(served, chance, idx):
+    """One batch, cancelled or expired once some of its lines are answered -> what it came to."""
+    lines = chance.choice([1, 7, 40, 150, 600])
+    made = await served.create(input_of(lines))
     watching = asyncio.create_task(watch(served, made["id"]))
-    if not window:
-        await asyncio.sleep(chance.uniform(0, 1.6) ** 2)
+    enough = int(lines * chance.random() ** 2)
+    while (await served.queue.batch(made["id"])).completed < enough:
+        await asyncio.sleep(0.02)
+    if idx % 3 == 2:
+        await expire_now(served, made["id"])
+    else:
         answer = await served.http.post(f"/v1/batches/{made['id']}/cancel")
         if answer.status_code != 200:
             problem(answer, 409, "batch_ended")
@@ -86,9 +98,9 @@ async def test_r24_a_cancelled_or_expired_batch_names_every_line_once(
     async with serving(redis_url, tmp_path) as served:
         executor = Executor(served.queue, served.store, seconds=0.005, at_once=32, seed=SEED)
         async with executor.running():
-            for _ in range(rounds // at_once):
-                sizes = [chance.choice([1, 7, 60, 600]) for _ in range(at_once)]
-                found += await asyncio.gather(*(cancel_one(served, chance, size) for size in sizes))
+            for first in range(0, rounds, at_once):
+                batches = range(first, first + at_once)
+                found += await asyncio.gather(*(end_one(served, chance, idx) for idx in batches))
         await served.settled()
     ends = Counter(status for status, _ in found)
     mixed = sum(is_mixed for _, is_mixed in found)
@@ -194,6 +206,31 @@ async def test_a_frozen_finalizer_that_wakes_changes_nothing(scene):
     await scene.prepare(100)
     assert await scene.play("freeze") == {"was_stopped": True, "woke_and_ended": True}
     await scene.check(100)
+
+
+@pytest.mark.timeout(100)
+@pytest.mark.parametrize("lost", ["a response", "the input"])
+async def test_a_batch_ends_even_where_the_volume_lost_something(scene, lost):
+    await scene.prepare(4)
+    batch = await scene.batch()
+    if lost == "a response":
+        good = await scene.jobs.queue.ends(scene.id, 0, 1)
+        (scene.store.results / scene.id / f"{good[0].result.sha256}.json").write_bytes(b"{")
+    else:
+        scene.store.blob_path(batch.input_sha256).unlink()
+    while not (batch := await scene.batch()).swept:
+        await scene.jobs.steward.step()
+    assert batch.status is BatchStatus.COMPLETED
+    if lost == "the input":
+        assert (batch.output_file_id, batch.error_file_id) == (None, None)
+        return
+    record = await scene.jobs.file("t", batch.error_file_id)
+    with await scene.jobs.open_file(record) as file:
+        first, bad = (json.loads(line) for line in file)
+    assert (first["custom_id"], first["response"]) == ("line-0", None)
+    assert first["error"]["code"] == "result_lost"
+    assert (bad["custom_id"], bad["error"]) == ("bad", None)
+    assert (await scene.jobs.file("t", batch.output_file_id)).lines == 2
 
 
 class LossyProxy:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from typing import Any
 
 import openai
 import pytest
@@ -79,7 +80,7 @@ async def test_the_blocking_sdk_cancels_a_batch(serve):
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as sdk:
             file = sdk.files.create(file=("in.jsonl", input_of(5).encode()), purpose="batch")
             made = sdk.batches.create(
-                input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h"
+                input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
             )
             cancelled = sdk.batches.cancel(made.id)
             assert cancelled.status in ("cancelling", "cancelled")
@@ -143,7 +144,7 @@ async def test_a_batch_whose_window_ends_keeps_what_was_answered(serve):
         await served.settled()
 
 
-WRONG_ORDERS = [
+WRONG_ORDERS: list[tuple[dict[str, Any], str]] = [
     ({"input_file_id": "file-" + "x" * 24}, "input_file_id"),
     ({"input_file_id": "../../etc/passwd"}, "input_file_id"),
     ({"input_file_id": 7}, "input_file_id"),

@@ -278,3 +278,15 @@ async def test_a_server_without_a_queue_says_so_and_only_to_those_with_a_key(ser
             problem(answer, 503, "queue_not_configured")
         async with httpx2.AsyncClient(base_url=served.url) as stranger:
             problem(await stranger.get("/v1/files"), 401, "invalid_api_key")
+
+
+async def test_a_volume_that_cannot_be_written_is_a_503(serve, tmp_path):
+    async with serve() as served:
+        (tmp_path / "files").rename(tmp_path / "away")
+        (tmp_path / "files").write_text("not a folder")
+        answer = await served.http.post("/v1/files", **form())
+        assert int(answer.headers["retry-after"]) >= 1
+        assert "folder" not in problem(answer, 503, "storage_unavailable")["message"]
+        (tmp_path / "files").unlink()
+        (tmp_path / "away").rename(tmp_path / "files")
+        await served.upload(b"{}")

@@ -78,6 +78,7 @@ def test_a_fault_is_named_with_its_line_and_field(text, fault):
 def test_a_repeated_custom_id_names_the_line_that_had_it_first():
     text = b"\n\n".join([line(), line(custom_id="b"), line()])
     *_, fault = find_faults(read_lines(io.BytesIO(text)), ENDPOINT)
+    assert fault is not None
     assert fault.line == 5
     assert fault.code == "duplicate_custom_id"
     assert "line 1" in fault.message
@@ -88,6 +89,7 @@ def test_no_message_repeats_what_the_line_said():
     texts = [line(url=secret), line(method=secret), line(**{secret: 1}), secret.encode()]
     for text in texts:
         (fault,) = find_faults(read_lines(io.BytesIO(text)), ENDPOINT)
+        assert fault is not None
         assert "hunter2" not in fault.message
 
 
