@@ -25,8 +25,8 @@ from app.jobs.states import ENDED, ENDED_BATCHES, BatchStatus, JobState
 class _Scan:
     """Everything that Redis holds of the queue, read without a lock: use it when nothing moves."""
 
-    jobs: dict[str, Mapping[str, str]] = field(default_factory=dict)
-    batches: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    jobs: dict[str, dict[str, str]] = field(default_factory=dict)
+    batches: dict[str, dict[str, str]] = field(default_factory=dict)
     listed: Counter[tuple[str, str]] = field(default_factory=Counter)
     undelivered: Counter[str] = field(default_factory=Counter)
     pending: Counter[str] = field(default_factory=Counter)

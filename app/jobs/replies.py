@@ -15,9 +15,10 @@ async def read_hash(client: Redis, name: str) -> dict[str, str]:
 async def read_hashes(client: Redis, prefix: str) -> dict[str, dict[str, str]]:
     """All hashes whose name begins so, by the rest of it; a few requests for a thousand."""
     found: dict[str, dict[str, str]] = {}
-    cursor = None
-    while cursor != 0:
-        cursor, names = await client.scan(cursor or 0, match=f"{prefix}*", count=1000)
+    cursor = -1
+    while cursor:
+        page = await client.scan(max(cursor, 0), match=f"{prefix}*", count=1000)
+        cursor, names = cast("tuple[int, list[str]]", page)
         async with client.pipeline(transaction=False) as pipe:
             for name in names:
                 pipe.hgetall(name)
