@@ -122,7 +122,8 @@ class Scene:
         return record.remaining, record.completed, record.failed
 
     async def set_field(self, batch: str, **fields: int) -> None:
-        await self.client.hset(key("batch", batch), mapping={**fields})
+        for name, value in fields.items():
+            await self.client.hset(key("batch", batch), name, str(value))
 
     async def withdraw_all(self, tended: Tended) -> None:
         record = await self.queue.batch(tended.batch)

@@ -152,13 +152,30 @@ class QueueMachine(RuleBasedStateMachine):
         ]
         assert "suspect" not in lanes or len(held) == 1, "a suspect line has company"
 
-    @rule(worker=st.sampled_from(WORKERS))
-    def beat(self, worker) -> None:
+    @rule(worker=st.sampled_from(WORKERS), late=st.booleans())
+    def beat(self, worker, late) -> None:
         held = self.leases[worker]
+        if late:
+            self.lose_a_worker(worker, noticed=False, dies=False)
         answer = self.run(self.queue.beat(worker, held))
         assert (set(answer.lost), set(answer.stop)) == self.model.beat(held)
         for id in answer.lost:
             del held[id]
+        if late:
+            self.reap()
+
+    @rule(two=st.permutations(WORKERS), want=st.integers(1, 3), state=st.sampled_from(ENDS))
+    def freeze_at_work(self, two, want, state) -> None:
+        """When it wakes, another has its lines."""
+        frozen, other, _ = two
+        self.claim(frozen, want, answered=True)
+        held = [*self.leases[frozen].items()]
+        self.lose_a_worker(frozen, noticed=True, dies=True)
+        self.claim(other, want, answered=True)
+        for id, fence in held:
+            beaten = self.run(self.queue.beat(frozen, {id: fence}))
+            assert (set(beaten.lost), set(beaten.stop)) == self.model.beat({id: fence})
+            self.publish(id, fence, state, result(f"{id}#{fence}"))
 
     @precondition(lambda self: any(self.leases.values()))
     @rule(which=indexes, state=st.sampled_from(ENDS), answered=mostly)
@@ -171,7 +188,7 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.given)
     @rule(which=indexes, state=st.sampled_from(ENDS), other=st.booleans())
     def done_by_a_ghost(self, which, state, other) -> None:
-        id, fence = self.given[which % len(self.given)]
+        id, fence = self.ghost(which)
         self.publish(id, fence, state, result(f"{id}#{fence}" + "!" * other))
 
     def publish(self, id: str, fence: int, state: JobState, answer: LineResult) -> None:
@@ -182,7 +199,7 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.given)
     @rule(which=indexes)
     def beat_by_a_ghost(self, which) -> None:
-        id, fence = self.given[which % len(self.given)]
+        id, fence = self.ghost(which)
         line = self.model.lines[id]
         answer = self.run(self.queue.beat(line.owner or "ghost", {id: fence}))
         assert (set(answer.lost), set(answer.stop)) == self.model.beat({id: fence})
@@ -190,7 +207,7 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.given)
     @rule(which=indexes)
     def release(self, which) -> None:
-        id, fence = self.given[which % len(self.given)]
+        id, fence = self.ghost(which)
         assert self.run(self.queue.release(id, fence)) == self.model.release(id, fence)
         for held in self.leases.values():
             if held.get(id) == fence:
@@ -383,6 +400,13 @@ class QueueMachine(RuleBasedStateMachine):
     def held(self, which: int) -> tuple[str, str, int]:
         all_held = [(w, id, fence) for w, held in self.leases.items() for id, fence in held.items()]
         return all_held[which % len(all_held)]
+
+    def ghost(self, which: int) -> tuple[str, int]:
+        """An execution that was given out once; first those whose line runs elsewhere now."""
+        running = {line.id for line in self.model.lines.values() if line.state == "running"}
+        stale = [(id, n) for id, n in self.given if id in running and not self.is_valid(id, n)]
+        choices = stale if stale and which % 2 else self.given
+        return choices[which // 2 % len(choices)]
 
     def is_valid(self, id: str, fence: int) -> bool:
         line = self.model.lines[id]
