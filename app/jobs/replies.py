@@ -16,10 +16,10 @@ async def read_hash(client: Redis, name: str) -> dict[str, str]:
 async def scan_hashes(client: Redis, prefix: str) -> dict[str, dict[str, str]]:
     """All hashes whose name begins so, by the rest of it; a few requests for a thousand."""
     found: dict[str, dict[str, str]] = {}
-    cursor = None
-    while cursor != 0:
-        cursor, found_names = await client.scan(cursor or 0, match=f"{prefix}*", count=1000)
-        names = cast("list[str]", found_names)
+    cursor = -1
+    while cursor:
+        page = await client.scan(max(cursor, 0), match=f"{prefix}*", count=1000)
+        cursor, names = cast("tuple[int, list[str]]", page)
         async with client.pipeline(transaction=False) as pipe:
             for name in names:
                 pipe.hgetall(name)

@@ -302,7 +302,7 @@ async def a_tenant_waits_behind_one_window_of_another(scene: Scene) -> None:
     scene.limit(window=4)
     await scene.submit("big", 100, "a")
     await scene.submit("small", 6, "b")
-    order = []
+    order: list[str] = []
     while len(order) < 40:
         claimed = await scene.claim_one()
         order.append(claimed.tenant)
@@ -685,7 +685,7 @@ async def lines_come_in_order_once_and_no_more_than_were_admitted(scene: Scene) 
 async def a_steward_is_found_for_every_batch_that_needs_one(scene: Scene) -> None:
     queue = scene.queue
     await scene.create("b", 2)
-    tended = await queue.tend()
+    tended: Tended | None = await queue.tend()
     assert tended == Tended(batch="b", fence=1)
     assert await queue.tend() is None, "two stewards at once"
     await scene.client.zadd(key("care"), {"b": 0})
@@ -720,7 +720,8 @@ async def a_steward_is_found_for_every_batch_that_needs_one(scene: Scene) -> Non
 @contract
 async def a_cancelled_batch_finds_its_steward_at_once_and_then_again(scene: Scene) -> None:
     queue = scene.queue
-    tended = await scene.submit("b", 1)
+    tended: Tended | None = await scene.submit("b", 1)
+    assert tended is not None
     await queue.leave(tended)
     claimed = await scene.claim_one()
     await queue.cancel("b", "t")

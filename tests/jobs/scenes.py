@@ -51,7 +51,8 @@ class Scene:
     async def tend(self, id: str) -> Tended:
         """Whoever looks after the batch now is fenced off; others that are due stay due."""
         care = key("care")
-        others = dict(await self.client.zrange(care, 0, -1, withscores=True))
+        found: Any = await self.client.zrange(care, 0, -1, withscores=True)
+        others: dict[str, float] = dict(found)
         del others[id]
         await self.client.zadd(care, {id: 0})
         tended = await self.queue.tend()
@@ -121,7 +122,8 @@ class Scene:
         return record.remaining, record.completed, record.failed
 
     async def set_field(self, batch: str, **fields: int) -> None:
-        await self.client.hset(key("batch", batch), mapping=dict(fields))
+        for name, value in fields.items():
+            await self.client.hset(key("batch", batch), name, str(value))
 
     async def withdraw_all(self, tended: Tended) -> None:
         record = await self.queue.batch(tended.batch)
@@ -217,7 +219,7 @@ async def connected(url: str):
 
 
 def new_batch(id: str, lines: int = 1, tenant: str = "t", **more: Any) -> NewBatch:
-    values = {
+    values: dict[str, Any] = {
         "endpoint": "/v1/chat",
         "input_file_id": "file-in",
         "input_sha256": SHA,

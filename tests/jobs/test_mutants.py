@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import Phase
 from redis.asyncio import Redis
 
 from app.jobs.sources import load_sources
 from tests.jobs.contracts import CONTRACTS, Contract
 from tests.jobs.scenes import Scene, connected
 from tests.jobs.servers import BINARIES, RunningServer, running_server
+from tests.jobs.test_queue_model import explore
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -324,3 +326,32 @@ async def test_a_broken_queue_breaks_its_promise(name: str, quick_server: Runnin
 async def test_the_real_queue_keeps_that_promise(name: str, quick_server: RunningServer) -> None:
     async with connected(quick_server.url) as client:
         assert await find_fault(client, CONTRACTS[name], Mutant(noticed_by=name)) == ""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "done: any fence publishes",
+        "done: ended lines end again",
+        "beat: takes lines back",
+        "beat: renews nothing",
+        "claim: acknowledged before the result",
+        "claim: the old fence again",
+        "claim: suspects in a batch",
+        "reap: the dead worker's fence stays good",
+        "publish: the window is not given back",
+    ],
+)
+def test_a_broken_queue_is_found_by_random_steps_too(
+    name: str, quick_server: RunningServer
+) -> None:
+    with pytest.raises(AssertionError):
+        explore(
+            quick_server,
+            mutated(MUTANTS[name]),
+            max_examples=60,
+            stateful_step_count=40,
+            phases=[Phase.generate],
+            derandomize=True,
+            database=None,
+        )

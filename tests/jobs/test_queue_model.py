@@ -7,19 +7,20 @@ and steward must bring every batch to its end.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 from redis.asyncio import Redis
 
 from app.jobs.keys import key
-from app.jobs.records import LineError
-from app.jobs.replies import read_hashes
+from app.jobs.records import LineError, LineResult
+from app.jobs.replies import read_hashes, read_ranks
 from app.jobs.states import NEXT_STATUS, BatchStatus, JobState
 from app.jobs.transitions import Tended
 from tests.jobs.model import LEASED, NOW, WINDOW, Model
@@ -32,6 +33,7 @@ WORKERS = ("w1", "w2", "w3")
 ENDS = (JobState.DONE, JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 # Longer than any example takes, shorter than what `Scene.lapse` says of a dead one's silence.
 LEASE_MS = LONG_AGO_MS // 2
+LATEST = 0
 indexes = st.integers(0, 1_000)
 mostly = st.sampled_from((True, True, True, False))
 
@@ -56,8 +58,8 @@ class QueueMachine(RuleBasedStateMachine):
         self.queue = self.scene.queue
         self.run(self.scene.prepare())
 
-    def run(self, call: Coroutine[Any, Any, T]) -> T:
-        return self.runner.run(call)
+    def run(self, call: Awaitable[T]) -> T:
+        return self.runner.run(_await(call))
 
     @rule(lines=st.integers(1, 7), tenant=st.sampled_from(TENANTS), repeated=st.booleans())
     def create(self, lines, tenant, repeated) -> None:
@@ -100,13 +102,38 @@ class QueueMachine(RuleBasedStateMachine):
         found = self.run(self.queue.submit(tended, first, refs(first, first + count)))
         assert found == self.model.submit(tended.batch, tended.fence, first, count)
 
-    @precondition(lambda self: self.stewards)
-    @rule(which=indexes)
-    def serve(self, which) -> None:
-        """What a steward usually does, in one step."""
-        self.begin(which, good=True)
-        self.submit(which, back=0, count=1, whole=True)
-        self.leave(which)
+    @rule()
+    def serve(self) -> None:
+        """All that a steward does for the batch that needs it most."""
+        known = len(self.stewards)
+        self.tend(answered=True)
+        if len(self.stewards) > known:
+            self.begin(LATEST, good=True)
+            self.expire(LATEST)
+            self.submit(LATEST, back=0, count=1, whole=True)
+            self.withdraw(LATEST)
+            self.finalize(LATEST)
+            self.sweep(LATEST)
+            self.leave(LATEST)
+
+    @initialize(sizes=st.lists(st.integers(1, 7), min_size=2, max_size=3))
+    def begin_with_work(self, sizes) -> None:
+        for size, tenant in zip(sizes, TENANTS * 2, strict=False):
+            self.create(size, tenant, repeated=False)
+            self.serve()
+
+    @rule(worker=st.sampled_from(WORKERS), want=st.integers(1, 4), state=st.sampled_from(ENDS))
+    def work(self, worker, want, state) -> None:
+        self.claim(worker, want, answered=True)
+        for id, fence in [*self.leases[worker].items()]:
+            self.publish(id, fence, state, result(f"{id}#{fence}"))
+            del self.leases[worker][id]
+
+    @rule(worker=st.sampled_from(WORKERS), want=st.integers(1, 4), answered=mostly)
+    def crash_at_work(self, worker, want, answered) -> None:
+        self.leases[worker] = {}
+        self.claim(worker, want, answered)
+        self.lose_a_worker(worker, noticed=True, dies=answered)
 
     @rule(worker=st.sampled_from(WORKERS), want=st.integers(0, 4), answered=mostly)
     def claim(self, worker, want, answered) -> None:
@@ -125,44 +152,62 @@ class QueueMachine(RuleBasedStateMachine):
         ]
         assert "suspect" not in lanes or len(held) == 1, "a suspect line has company"
 
-    @rule(worker=st.sampled_from(WORKERS))
-    def beat(self, worker) -> None:
+    @rule(worker=st.sampled_from(WORKERS), late=st.booleans())
+    def beat(self, worker, late) -> None:
         held = self.leases[worker]
+        if late:
+            self.lose_a_worker(worker, noticed=False, dies=False)
         answer = self.run(self.queue.beat(worker, held))
-        assert (answer.lost, answer.stop) == self.model.beat(held)
+        assert (set(answer.lost), set(answer.stop)) == self.model.beat(held)
         for id in answer.lost:
             del held[id]
+        if late:
+            self.reap()
+
+    @rule(two=st.permutations(WORKERS), want=st.integers(1, 3), state=st.sampled_from(ENDS))
+    def freeze_at_work(self, two, want, state) -> None:
+        """When it wakes, another has its lines."""
+        frozen, other, _ = two
+        self.claim(frozen, want, answered=True)
+        held = [*self.leases[frozen].items()]
+        self.lose_a_worker(frozen, noticed=True, dies=True)
+        self.claim(other, want, answered=True)
+        for id, fence in held:
+            beaten = self.run(self.queue.beat(frozen, {id: fence}))
+            assert (set(beaten.lost), set(beaten.stop)) == self.model.beat({id: fence})
+            self.publish(id, fence, state, result(f"{id}#{fence}"))
 
     @precondition(lambda self: any(self.leases.values()))
     @rule(which=indexes, state=st.sampled_from(ENDS), answered=mostly)
     def done(self, which, state, answered) -> None:
         worker, id, fence = self.held(which)
-        text = result(f"{id}#{fence}")
-        found = self.run(self.queue.done(id, fence, state, text))
-        assert found == self.model.done(id, fence, state, as_text(text))
+        self.publish(id, fence, state, result(f"{id}#{fence}"))
         if answered:
             del self.leases[worker][id]
 
     @precondition(lambda self: self.given)
     @rule(which=indexes, state=st.sampled_from(ENDS), other=st.booleans())
     def done_by_a_ghost(self, which, state, other) -> None:
-        id, fence = self.given[which % len(self.given)]
-        text = result(f"{id}#{fence}" + "!" * other)
-        found = self.run(self.queue.done(id, fence, state, text))
-        assert found == self.model.done(id, fence, state, as_text(text))
+        id, fence = self.ghost(which)
+        self.publish(id, fence, state, result(f"{id}#{fence}" + "!" * other))
+
+    def publish(self, id: str, fence: int, state: JobState, answer: LineResult) -> None:
+        found = self.run(self.queue.done(id, fence, state, answer))
+        text = answer.model_dump_json(exclude_defaults=True)
+        assert found == self.model.done(id, fence, state, text)
 
     @precondition(lambda self: self.given)
     @rule(which=indexes)
     def beat_by_a_ghost(self, which) -> None:
-        id, fence = self.given[which % len(self.given)]
+        id, fence = self.ghost(which)
         line = self.model.lines[id]
         answer = self.run(self.queue.beat(line.owner or "ghost", {id: fence}))
-        assert (answer.lost, answer.stop) == self.model.beat({id: fence})
+        assert (set(answer.lost), set(answer.stop)) == self.model.beat({id: fence})
 
     @precondition(lambda self: self.given)
     @rule(which=indexes)
     def release(self, which) -> None:
-        id, fence = self.given[which % len(self.given)]
+        id, fence = self.ghost(which)
         assert self.run(self.queue.release(id, fence)) == self.model.release(id, fence)
         for held in self.leases.values():
             if held.get(id) == fence:
@@ -291,8 +336,8 @@ class QueueMachine(RuleBasedStateMachine):
         assert jobs.keys() == model.lines.keys()
         for id, line in model.lines.items():
             fields = jobs[id]
-            names = ("fence", "crashes", "solo_crashes", "published")
-            assert [int(fields[name]) for name in names] == [
+            counters = ("fence", "crashes", "solo_crashes", "published")
+            assert [int(fields[name]) for name in counters] == [
                 *(line.fence, line.crashes, line.solo_crashes, line.published)
             ]
             assert (fields["state"], fields.get("slane", "")) == (line.state, line.lane)
@@ -325,7 +370,7 @@ class QueueMachine(RuleBasedStateMachine):
         client = self.scene.client
         async with asyncio.timeout(60):
             await client.delete(key("solo"))
-            for id in await client.zrange(key("care"), 0, -1):
+            for id in await read_ranks(client, key("care")):
                 await client.zadd(key("care"), {id: 0})
                 if self.model.batches[id].may_be_forgotten:
                     await self.scene.set_field(id, forget_ms=2**52)
@@ -356,17 +401,24 @@ class QueueMachine(RuleBasedStateMachine):
         all_held = [(w, id, fence) for w, held in self.leases.items() for id, fence in held.items()]
         return all_held[which % len(all_held)]
 
+    def ghost(self, which: int) -> tuple[str, int]:
+        """An execution that was given out once; first those whose line runs elsewhere now."""
+        running = {line.id for line in self.model.lines.values() if line.state == "running"}
+        stale = [(id, n) for id, n in self.given if id in running and not self.is_valid(id, n)]
+        choices = stale if stale and which % 2 else self.given
+        return choices[which // 2 % len(choices)]
+
     def is_valid(self, id: str, fence: int) -> bool:
         line = self.model.lines[id]
         return line.state == "running" and line.fence == fence
 
 
+async def _await(call: Awaitable[T]) -> T:
+    return await call
+
+
 def pairs(claimed) -> list[tuple[str, int]]:
     return [(each.job, each.fence) for each in claimed]
-
-
-def as_text(text) -> str:
-    return text.model_dump_json(exclude_defaults=True)
 
 
 @pytest.fixture(scope="module", params=BINARIES)
@@ -384,8 +436,9 @@ def explore(server: RunningServer, sources=None, **changes: Any) -> None:
         context = connected(server.url)
         client = runner.run(context.__aenter__())
         try:
+            machine: Any = partial(QueueMachine, runner, client, sources)
             run_machine(
-                lambda: QueueMachine(runner, client, sources),
+                machine,
                 settings=settings(suppress_health_check=[HealthCheck.too_slow], **changes),
             )
         finally:
