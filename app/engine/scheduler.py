@@ -104,12 +104,21 @@ class Scheduler:
         return admitted
 
     def compose(self) -> list[Share]:
-        """The next step: a row of every decoding request, and prompt rows while there is room."""
+        """The next step: a row of every decoding request, and prompt rows while there is room.
+
+        Where interactive requests run, as many batch ones go along as have slots of their own, and
+        their prompts in small parts: a step that many share is a slow step for those who wait.
+        """
         entries = sorted(self._running.values(), key=lambda e: (e.is_batch, e.admitted))
+        num_interactive = sum(not entry.is_batch for entry in entries)
+        if num_interactive:
+            entries = entries[: num_interactive + max(self._batch_slots, 1)]
         shares = [Share(id=e.ticket.id, num_rows=1) for e in entries if not e.num_pending]
         room = max(self._limits.max_step_rows - len(shares), 0)
         has_prompt = False
         for entry in entries:
+            if entry.is_batch and num_interactive:
+                room = min(room, MIN_CHUNK_ROWS)
             num_rows = self._prompt_rows(entry, room, is_first=not has_prompt)
             if num_rows:
                 shares.append(Share(id=entry.ticket.id, num_rows=num_rows))

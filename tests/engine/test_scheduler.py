@@ -106,6 +106,22 @@ def test_an_interactive_request_takes_a_slot_that_batch_holds_beyond_its_share()
     assert scheduler.preempt() == []
 
 
+def test_beside_interactive_requests_few_batch_ones_are_computed_and_in_small_parts() -> None:
+    scheduler = _scheduler(running=20)
+    _submit(scheduler, *(_ticket(f"b{n}", priority=BATCH) for n in range(12)))
+    assert len(_step(scheduler)) == 12
+    _submit(scheduler, _ticket("i"), _ticket("long", priority=BATCH, rows=200))
+    assert set(_step(scheduler)) == {"i", "b0", "b1"}, "two of twenty slots are for batch"
+    scheduler.release("i")
+    assert len(_step(scheduler)) == 13
+    _submit(scheduler, _ticket("second"))
+    for name in ("b0", "b1", *(f"b{n}" for n in range(2, 12))):
+        scheduler.release(name)
+    scheduler.release("long")
+    _submit(scheduler, _ticket("large", priority=BATCH, rows=200))
+    assert _step(scheduler) == {"second": 10, "large": 64}
+
+
 def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
     scheduler = _scheduler(queue=1)
     _submit(scheduler, _ticket("first"))

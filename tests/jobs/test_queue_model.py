@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 
 from app.jobs.keys import key
 from app.jobs.records import LineError, LineResult
-from app.jobs.replies import read_hashes, read_ranks
+from app.jobs.replies import read_ranks, scan_hashes
 from app.jobs.states import NEXT_STATUS, BatchStatus, JobState
 from app.jobs.transitions import Tended
 from tests.jobs.model import LEASED, NOW, WINDOW, Model
@@ -378,7 +378,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     async def read(self) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
         client = self.scene.client
-        return await read_hashes(client, key("batch", "")), await read_hashes(
+        return await scan_hashes(client, key("batch", "")), await scan_hashes(
             client, key("job", "")
         )
 
