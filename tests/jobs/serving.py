@@ -195,7 +195,8 @@ class Executor:
             completion_tokens=2,
         )
         state = JobState.DONE if status == 200 else JobState.FAILED
-        self.num_done += await self.queue.done(claim.job, claim.fence, state, result)
+        published = await self.queue.done(claim.job, claim.fence, state, result)
+        self.num_done += published
 
 
 def request_line(custom_id, **body):
