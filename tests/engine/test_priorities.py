@@ -10,7 +10,7 @@ from itertools import count
 import numpy as np
 import pytest
 
-from app.core import Priority
+from app.core import Priority, SamplingParams
 from app.engine.base import Outcome, Running
 from app.engine.engine import Engine
 from app.engine.fake import FakeRunner, FakeRunning
@@ -50,8 +50,9 @@ async def _latencies(num_each: int, *, with_backlog: bool) -> tuple[list[float],
 
     async def ask(priority: Priority) -> float:
         began = runner.clock_ms
-        request = chat_request(ANSWER)
-        request = replace(request, id=f"r{next(ids)}", priority=priority)
+        sampling = SamplingParams(max_tokens=64)
+        request = chat_request(question=ANSWER, sampling=sampling, priority=priority)
+        request = replace(request, id=f"r{next(ids)}")
         await (await engine.submit(request)).result()
         return runner.clock_ms - began
 

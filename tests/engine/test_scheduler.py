@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.core import Priority
-from app.engine.scheduler import BATCH_SHARE, MAX_PASSES, Scheduler
+from app.engine.scheduler import BATCH_SHARE, MAX_PASSES, MIN_CHUNK_ROWS, Scheduler
 from app.engine.tickets import KV_LOOKAHEAD_TOKENS, Demand, Limits, Share, Ticket
 from app.errors import DeadlineExceeded, QueueFull
 
@@ -109,17 +109,20 @@ def test_an_interactive_request_takes_a_slot_that_batch_holds_beyond_its_share()
 def test_beside_interactive_requests_few_batch_ones_are_computed_and_in_small_parts() -> None:
     scheduler = _scheduler(running=20)
     _submit(scheduler, *(_ticket(f"b{n}", priority=BATCH) for n in range(12)))
+    scheduler.admit()
     assert len(_step(scheduler)) == 12
-    _submit(scheduler, _ticket("i"), _ticket("long", priority=BATCH, rows=200))
+    _submit(scheduler, _ticket("i"))
+    scheduler.admit()
     assert set(_step(scheduler)) == {"i", "b0", "b1"}, "two of twenty slots are for batch"
     scheduler.release("i")
-    assert len(_step(scheduler)) == 13
-    _submit(scheduler, _ticket("second"))
-    for name in ("b0", "b1", *(f"b{n}" for n in range(2, 12))):
-        scheduler.release(name)
-    scheduler.release("long")
-    _submit(scheduler, _ticket("large", priority=BATCH, rows=200))
-    assert _step(scheduler) == {"second": 10, "large": 64}
+    assert len(_step(scheduler)) == 12
+
+
+def test_a_batch_prompt_goes_in_small_parts_beside_an_interactive_one() -> None:
+    scheduler = _scheduler(running=20)
+    _submit(scheduler, _ticket("i"), _ticket("large", priority=BATCH, rows=200))
+    scheduler.admit()
+    assert _step(scheduler) == {"i": 10, "large": MIN_CHUNK_ROWS}
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:

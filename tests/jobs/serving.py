@@ -195,8 +195,8 @@ class Executor:
             completion_tokens=2,
         )
         state = JobState.DONE if status == 200 else JobState.FAILED
-        was_published = await self.queue.done(claim.job, claim.fence, state, result)
-        self.num_done += was_published
+        published = await self.queue.done(claim.job, claim.fence, state, result)
+        self.num_done += published
 
 
 def request_line(custom_id, **body):
