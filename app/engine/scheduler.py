@@ -18,6 +18,8 @@ BATCH_SHARE = 10
 MAX_PASSES = 4
 COHORT_WINDOW = 16
 MIN_CHUNK_ROWS = 64
+# Who has just got an answer often asks again at once.
+QUIET_STEPS = 16
 _SMOOTHING = 0.2
 _FIRST_GUESS_SECONDS = 1.0
 
@@ -40,6 +42,7 @@ class Scheduler:
         self._turns = count()
         self._admissions = count()
         self._interactive_in_a_row = 0
+        self._quiet_steps = QUIET_STEPS
         self._service_seconds: float | None = None
 
     @property
@@ -106,18 +109,21 @@ class Scheduler:
     def compose(self) -> list[Share]:
         """The next step: a row of every decoding request, and prompt rows while there is room.
 
-        Where interactive requests run, as many batch ones go along as have slots of their own, and
-        their prompts in small parts: a step that many share is a slow step for those who wait.
+        Where interactive requests run, or did a moment ago, as many batch ones go along as have
+        slots of their own, and their prompts in small parts: a step that many share is slow for
+        those who wait for it, or come while it runs.
         """
         entries = sorted(self._running.values(), key=lambda e: (e.is_batch, e.admitted))
         num_interactive = sum(not entry.is_batch for entry in entries)
-        if num_interactive:
+        self._quiet_steps = 0 if num_interactive else self._quiet_steps + 1
+        is_considerate = self._quiet_steps < QUIET_STEPS
+        if is_considerate:
             entries = entries[: num_interactive + max(self._batch_slots, 1)]
         shares = [Share(id=e.ticket.id, num_rows=1) for e in entries if not e.num_pending]
         room = max(self._limits.max_step_rows - len(shares), 0)
         has_prompt = False
         for entry in entries:
-            if entry.is_batch and num_interactive:
+            if entry.is_batch and is_considerate:
                 room = min(room, MIN_CHUNK_ROWS)
             num_rows = self._prompt_rows(entry, room, is_first=not has_prompt)
             if num_rows:
