@@ -23,6 +23,15 @@ def live_server(
     log: Path, *, arguments: Sequence[str] = SERVE, **settings: object
 ) -> Iterator[str]:
     """Its address, ready. Settings go by the names of the service's own."""
+    with live_process(log, arguments=arguments, **settings) as (url, _):
+        yield url
+
+
+@contextmanager
+def live_process(
+    log: Path, *, arguments: Sequence[str] = SERVE, **settings: object
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Address and process of a server, ready; it may be ended within the block."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -37,7 +46,7 @@ def live_server(
     try:
         url = f"http://127.0.0.1:{port}"
         _until_ready(process, url, log)
-        yield url
+        yield url, process
     finally:
         process.terminate()
         try:
