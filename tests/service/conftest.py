@@ -88,3 +88,12 @@ def live_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server process with the embedded model; started once."""
     with live_server(tmp_path_factory.mktemp("live") / "log", log_level="error") as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def batch_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server process with a queue of its own."""
+    folder = tmp_path_factory.mktemp("batch")
+    settings = {"embedded_redis": "true", "data_dir": folder / "data", "log_level": "error"}
+    with live_server(folder / "log", **settings) as url:
+        yield url

@@ -47,10 +47,10 @@ def test_the_curl_prints_the_answer_that_is_shown(service: Service) -> None:
     assert answer == shown
 
 
-def _run(live_url: str, *command: str) -> str:
+def _run(live_url: str, *command: str, folder: Path = ROOT) -> str:
     script = command[-1].replace("http://127.0.0.1:8000", live_url)
     ran = subprocess.run(
-        [*command[:-1], script], cwd=ROOT, check=True, capture_output=True, text=True
+        [*command[:-1], script], cwd=folder, check=True, capture_output=True, text=True
     )
     return ran.stdout
 
@@ -62,6 +62,19 @@ def test_the_sdk_prints_what_is_shown_and_curl_gets_the_same(live_url: str) -> N
     completion = json.loads(_run(live_url, "sh", "-c", _block("sh", "/v1/chat/completions")))
     assert completion["choices"][0]["message"]["content"] == shown.splitlines()[0]
     assert str(completion["pruning"]["visual_tokens"]) == shown.splitlines()[1]
+
+
+@pytest.mark.timeout(180)
+def test_the_batch_prints_what_is_shown_and_curl_submits_it_again(
+    batch_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "app").symlink_to(ROOT / "app")
+    shown = _block("text", "completed 3 of 3")
+    script = _block("python", "client.batches.create")
+    assert _run(batch_url, sys.executable, "-c", script, folder=tmp_path) == shown
+    listed = _run(batch_url, "sh", "-c", _block("sh", "v1/batches"), folder=tmp_path)
+    *_, last = [json.loads(each) for each in listed.replace("}{", "}\n{").splitlines()]
+    assert [batch["request_counts"]["total"] for batch in last["data"]] == [3, 3]
 
 
 def test_every_link_leads_somewhere() -> None:
