@@ -55,3 +55,9 @@ def redis_url(server: RunningServer) -> str:
 def any_redis_url(any_server: RunningServer) -> str:
     """unix:// address of an empty server, once for each program."""
     return any_server.url
+
+
+@pytest.fixture(autouse=True)
+def may_embed(monkeypatch: pytest.MonkeyPatch, clean_environment: None) -> None:
+    """As by default; elsewhere in the tests no app starts a server that nobody asked for."""
+    monkeypatch.setenv("ALLROUNDER_EMBEDDED_REDIS", "true")

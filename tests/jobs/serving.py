@@ -119,7 +119,12 @@ async def serving(redis_url, folder, *, keys=(), with_jobs=True, **options):
         await jobs.start()
         stack.push_async_callback(jobs.stop)
         settings = Settings.model_validate(
-            {"log_level": "error", "drain_seconds": 1, "api_keys": keys}
+            {
+                "log_level": "error",
+                "drain_seconds": 1,
+                "api_keys": keys,
+                "embedded_redis": False,
+            }
         )
         app = create_app(settings, _make_engine)
         if with_jobs:
