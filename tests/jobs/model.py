@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from app.jobs.states import NEXT_STATUS, BatchStatus
+
 WINDOW = 3
 NOW, LATER, LEASED = "now", "later", "leased"
 
@@ -43,6 +45,11 @@ class Batch:
     swept: bool = False
     may_be_forgotten: bool = False
     lines: list[Line] = field(default_factory=list)
+
+    def move(self, status: str) -> None:
+        before, after = BatchStatus(self.status), BatchStatus(status)
+        assert after is before or after in NEXT_STATUS[before], (before, after)
+        self.status = status
 
     @property
     def has_ended(self) -> bool:
@@ -98,7 +105,7 @@ class Model:
         batch, target = self._tended(id, fence), "in_progress" if good else "failed"
         if not batch or batch.ending or batch.status not in ("validating", target):
             return False
-        batch.status = target
+        batch.move(target)
         return True
 
     def submit(self, id: str, fence: int, first: int, count: int) -> bool:
@@ -198,7 +205,8 @@ class Model:
             return None
         if not batch.ending and batch.status in ("validating", "in_progress"):
             self._call_off(batch, "cancelled")
-            batch.status, batch.care = "cancelling", NOW
+            batch.move("cancelling")
+            batch.care = NOW
         return batch.status
 
     def expire(self, id: str, fence: int) -> bool:
@@ -210,7 +218,7 @@ class Model:
         if batch.status not in ("validating", "in_progress"):
             return False
         self._call_off(batch, "expired")
-        batch.status = "in_progress"
+        batch.move("in_progress")
         if not batch.remaining:
             self._settle(batch)
         return True
@@ -234,7 +242,7 @@ class Model:
             return batch.status != "failed"
         if batch.status not in ("finalizing", "cancelling"):
             return False
-        batch.status = batch.ending or "completed"
+        batch.move(batch.ending or "completed")
         return True
 
     def sweep(self, id: str, fence: int) -> int:
@@ -313,7 +321,7 @@ class Model:
 
     def _settle(self, batch: Batch) -> None:
         if batch.status == "in_progress":
-            batch.status = "finalizing"
+            batch.move("finalizing")
         batch.care = NOW
 
     def _call_off(self, batch: Batch, ending: str) -> None:
