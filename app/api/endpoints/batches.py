@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from app.api.batch_wire import Batch, BatchList, batch_object, list_object
 from app.api.bodies import read_json
-from app.api.deps import JobsDep, TenantDep
+from app.api.deps import BatchTenantDep, JobsDep
 from app.api.docs import problems
 from app.errors import InvalidParameter
 from app.intake import batches as intake
@@ -49,7 +49,7 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
         },
     },
 )
-async def create_batch(request: Request, jobs: JobsDep, tenant: TenantDep) -> Response:
+async def create_batch(request: Request, jobs: JobsDep, tenant: BatchTenantDep) -> Response:
     """Run every line of an input file; `completion_window` is 24h or any time up to 7d."""
     key = _idempotency_key(request)
     body = validate_openai(intake.BatchBody, await read_json(request, max_bytes=MAX_BODY_BYTES))
@@ -72,7 +72,7 @@ async def create_batch(request: Request, jobs: JobsDep, tenant: TenantDep) -> Re
     response_model=None,
     responses={**problems(400, 401, 500, 503), 200: {"model": BatchList}},
 )
-async def list_batches(request: Request, jobs: JobsDep, tenant: TenantDep) -> Response:
+async def list_batches(request: Request, jobs: JobsDep, tenant: BatchTenantDep) -> Response:
     """The batches of this caller, newest first; `after` and `limit` as in OpenAI's API."""
     query = validate_openai(intake.BatchQuery, dict(request.query_params))
     page = await jobs.list_batches(tenant, PageRequest(limit=query.limit, after=query.after or ""))
@@ -85,7 +85,7 @@ async def list_batches(request: Request, jobs: JobsDep, tenant: TenantDep) -> Re
     response_model=None,
     responses={**problems(401, 404, 500, 503), 200: {"model": Batch}},
 )
-async def get_batch(batch_id: str, jobs: JobsDep, tenant: TenantDep) -> Response:
+async def get_batch(batch_id: str, jobs: JobsDep, tenant: BatchTenantDep) -> Response:
     """How far a batch has come."""
     record = await jobs.batch(tenant, batch_id)
     return JSONResponse(batch_object(record))
@@ -96,7 +96,7 @@ async def get_batch(batch_id: str, jobs: JobsDep, tenant: TenantDep) -> Response
     response_model=None,
     responses={**problems(401, 404, 409, 500, 503), 200: {"model": Batch}},
 )
-async def cancel_batch(batch_id: str, jobs: JobsDep, tenant: TenantDep) -> Response:
+async def cancel_batch(batch_id: str, jobs: JobsDep, tenant: BatchTenantDep) -> Response:
     """Start no more lines. What was answered is in the output file, the rest in the error file."""
     record = await jobs.cancel_batch(tenant, batch_id)
     return JSONResponse(batch_object(record))

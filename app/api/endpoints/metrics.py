@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app.api.deps import ServicesDep
+from app.api.deps import ServicesDep, protected
+from app.api.key_file import Scope
 
 api = APIRouter(tags=["metrics"])
 
@@ -13,6 +14,7 @@ api = APIRouter(tags=["metrics"])
 @api.get(
     "/metrics",
     response_model=None,
+    dependencies=[Depends(protected(Scope.METRICS))],
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(request: Request, services: ServicesDep) -> Response:
