@@ -11,6 +11,7 @@ _WHEN = {
     401: "The API key is missing or wrong.",
     403: "The API key lacks the scope for this.",
     404: "There is nothing with this id, or no such model.",
+    408: "The body arrives too slowly.",
     409: "The batch has ended, or the Idempotency-Key was used for another request.",
     413: "The body is too large.",
     415: "The content type of the body is not supported.",
@@ -45,6 +46,6 @@ def problems(*statuses: int) -> Responses:
     return {status: {"model": Problem, "description": _WHEN[status]} for status in statuses}
 
 
-_EVERYWHERE = (400, 401, 413, 415, 429, 500, 503, 504)
+_EVERYWHERE = (400, 401, 403, 408, 413, 415, 429, 500, 503, 504)
 CHAT_PROBLEMS = problems(*_EVERYWHERE, 422)
 COMPLETION_PROBLEMS = problems(*_EVERYWHERE, 404)

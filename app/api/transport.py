@@ -77,7 +77,7 @@ class GuardedProtocol(H11Protocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.conn = _Connection(self.limits.max_header_bytes)
+        self.conn = self._reader = _Connection(self.limits.max_header_bytes)
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -103,7 +103,7 @@ class GuardedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Called by uvicorn for whatever h11 does not take."""
-        if self.conn.error_status == HeadersTooLarge.status:
+        if self._reader.error_status == HeadersTooLarge.status:
             self._refuse(HeadersTooLarge("the head of the request is too large"))
         else:
             self._refuse(BadRequest("this is not a valid HTTP request"))

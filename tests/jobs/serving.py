@@ -110,7 +110,7 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(redis_url, folder, *, keys=(), with_jobs=True, **options):
+async def serving(redis_url, folder, *, keys=(), key_file=None, with_jobs=True, **options):
     """`options` are those of JobsOptions."""
     async with AsyncExitStack() as stack:
         client = connect(redis_url)
@@ -119,7 +119,12 @@ async def serving(redis_url, folder, *, keys=(), with_jobs=True, **options):
         await jobs.start()
         stack.push_async_callback(jobs.stop)
         settings = Settings.model_validate(
-            {"log_level": "error", "drain_seconds": 1, "api_keys": keys}
+            {
+                "log_level": "error",
+                "drain_seconds": 1,
+                "api_keys": keys if key_file is None else (),
+                "api_keys_file": key_file,
+            }
         )
         app = create_app(settings, _make_engine)
         if with_jobs:

@@ -29,7 +29,7 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
     "/batches",
     response_model=None,
     responses={
-        **problems(400, 401, 409, 413, 415, 429, 500, 503),
+        **problems(400, 401, 403, 408, 409, 413, 415, 429, 500, 503),
         200: {"model": Batch},
     },
     openapi_extra={
@@ -70,7 +70,7 @@ async def create_batch(request: Request, jobs: JobsDep, tenant: BatchTenantDep) 
 @api.get(
     "/batches",
     response_model=None,
-    responses={**problems(400, 401, 500, 503), 200: {"model": BatchList}},
+    responses={**problems(400, 401, 403, 429, 500, 503), 200: {"model": BatchList}},
 )
 async def list_batches(request: Request, jobs: JobsDep, tenant: BatchTenantDep) -> Response:
     """The batches of this caller, newest first; `after` and `limit` as in OpenAI's API."""
@@ -83,7 +83,7 @@ async def list_batches(request: Request, jobs: JobsDep, tenant: BatchTenantDep) 
 @api.get(
     "/batches/{batch_id}",
     response_model=None,
-    responses={**problems(401, 404, 500, 503), 200: {"model": Batch}},
+    responses={**problems(401, 403, 404, 429, 500, 503), 200: {"model": Batch}},
 )
 async def get_batch(batch_id: str, jobs: JobsDep, tenant: BatchTenantDep) -> Response:
     """How far a batch has come."""
@@ -94,7 +94,7 @@ async def get_batch(batch_id: str, jobs: JobsDep, tenant: BatchTenantDep) -> Res
 @api.post(
     "/batches/{batch_id}/cancel",
     response_model=None,
-    responses={**problems(401, 404, 409, 500, 503), 200: {"model": Batch}},
+    responses={**problems(401, 403, 404, 409, 429, 500, 503), 200: {"model": Batch}},
 )
 async def cancel_batch(batch_id: str, jobs: JobsDep, tenant: BatchTenantDep) -> Response:
     """Start no more lines. What was answered is in the output file, the rest in the error file."""

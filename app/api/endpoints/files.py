@@ -24,13 +24,13 @@ api = APIRouter(prefix="/v1", tags=["files"])
 # Boundaries, headers and fields beside the file.
 FORM_OVERHEAD_BYTES = 64 * 1024
 WRITE_BYTES = 2**20
-PROBLEMS = problems(401, 404, 500, 503)
+PROBLEMS = problems(401, 403, 404, 429, 500, 503)
 
 
 @api.post(
     "/files",
     response_model=None,
-    responses={**problems(400, 401, 413, 415, 500, 503), 200: {"model": FileObject}},
+    responses={**problems(400, 401, 403, 408, 413, 415, 429, 500, 503), 200: {"model": FileObject}},
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -63,7 +63,7 @@ async def upload_file(request: Request, jobs: JobsDep, tenant: BatchTenantDep) -
 @api.get(
     "/files",
     response_model=None,
-    responses={**problems(400, 401, 500, 503), 200: {"model": FileList}},
+    responses={**problems(400, 401, 403, 429, 500, 503), 200: {"model": FileList}},
 )
 async def list_files(request: Request, jobs: JobsDep, tenant: BatchTenantDep) -> Response:
     """The files of this caller; `after`, `limit`, `order` and `purpose` as in OpenAI's API."""

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from app.api.deps import ServicesDep, protected
+from app.api.docs import problems
 from app.api.key_file import Scope
 
 api = APIRouter(tags=["metrics"])
@@ -15,7 +16,10 @@ api = APIRouter(tags=["metrics"])
     "/metrics",
     response_model=None,
     dependencies=[Depends(protected(Scope.METRICS))],
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses={
+        **problems(401, 403),
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+    },
 )
 async def metrics(request: Request, services: ServicesDep) -> Response:
     """Counters, gauges and histograms under the prefix allrounder_."""
