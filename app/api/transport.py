@@ -29,11 +29,13 @@ class TransportLimits:
     """
     Attributes:
         head_seconds: for a whole head to arrive, and for what follows a refused one.
+        stall_seconds: for a client that reads nothing of an answer.
     """
 
     max_header_bytes: int
     max_connections: int
     head_seconds: float
+    stall_seconds: float = 60.0
 
 
 def protocol_with(limits: TransportLimits) -> type[asyncio.Protocol]:
@@ -79,6 +81,7 @@ class GuardedProtocol(H11Protocol):
         super().__init__(*args, **options)
         self.conn = self._reader = _Connection(self.limits.max_header_bytes)
         self._timer: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -97,8 +100,17 @@ class GuardedProtocol(H11Protocol):
         # A connection that is kept alive has a timer of uvicorn's until its next byte.
         self._watch(self._is_draining)
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stall = self.loop.call_later(self.limits.stall_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._end_stall()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch(False)
+        self._end_stall()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -120,6 +132,11 @@ class GuardedProtocol(H11Protocol):
         elif not is_due and self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _end_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
 
     def _time_out(self) -> None:
         self._timer = None

@@ -31,12 +31,13 @@ class _QuietServer(uvicorn.Server):
 
 
 @asynccontextmanager
-async def listening(app, *, max_header_bytes=8192, max_connections=50, head_seconds=0.4):
+async def listening(app, *, max_connections=50, head_seconds=0.4, stall_seconds=60.0):
     """-> the port on which a started app answers behind our own protocol."""
     limits = TransportLimits(
-        max_header_bytes=max_header_bytes,
+        max_header_bytes=8192,
         max_connections=max_connections,
         head_seconds=head_seconds,
+        stall_seconds=stall_seconds,
     )
     config = uvicorn.Config(
         app,

@@ -217,3 +217,26 @@ async def test_slow_clients_hold_no_place_of_quick_ones(port):
     for reader, writer in slow:
         assert refusal(await until_closed(reader)) == (408, "request_timeout")
         writer.close()
+
+
+@pytest.mark.parametrize("reads", [False, True])
+async def test_a_client_that_reads_nothing_is_cut_off_and_a_slow_one_is_not(reads):
+    done = asyncio.Event()
+
+    async def large_answer(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(100):
+            await send({"type": "http.response.body", "body": bytes(2**20), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        done.set()
+
+    num_bytes = 0
+    async with listening(large_answer, stall_seconds=0.5) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+        writer.write(GET)
+        async with asyncio.timeout(2 * LATE):
+            while reads and not done.is_set():
+                num_bytes += len(await reader.read(2**20))
+            await done.wait()
+        writer.close()
+    assert (num_bytes > 50 * 2**20) == reads
