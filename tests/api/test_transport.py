@@ -139,7 +139,7 @@ async def test_a_body_that_stops_is_a_408(port):
 
 async def test_a_body_that_drips_is_a_408_however_often_a_byte_comes(port):
     start = HEAD + b"Content-Length: 1000\r\n\r\n"
-    answer, seconds = await exchange(port, start, *[b"x"] * 200, pause=0.02)
+    answer, seconds = await exchange(port, start, *[b"x"] * 900, pause=0.02)
     assert refusal(answer) == (408, "request_timeout")
     assert seconds < LATE
 
@@ -156,7 +156,7 @@ async def test_a_body_that_is_slow_but_steady_is_read(port):
 
 async def test_a_refused_body_cannot_hold_the_connection(port):
     start = b"POST /nothing HTTP/1.1\r\nHost: test\r\nContent-Length: 100000\r\n\r\n"
-    answer, seconds = await exchange(port, start, *[b"x"] * 300, pause=0.02)
+    answer, seconds = await exchange(port, start, *[b"x"] * 900, pause=0.02)
     assert answer.startswith(b"HTTP/1.1 404")
     assert answer.count(b"HTTP/1.1") == 1
     assert seconds < LATE
