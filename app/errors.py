@@ -3,7 +3,8 @@
 AllrounderError
 ├── StartupError              never HTTP: the process refuses to start
 │   ├── ModelUnsupported, RouterMismatch
-│   └── DataFolderInUse, DataFolderUnusable   the embedded queue's; without it chat still works
+│   ├── DataFolderInUse, DataFolderUnusable   the embedded queue's; without it chat still works
+│   └── KeyFileUnusable
 ├── InvalidField        422   a field is wrong; `param` names it
 │   └── BudgetTooSmall  422
 ├── BadRequest          400
@@ -17,11 +18,14 @@ AllrounderError
 │   └── ModelNotFound   404
 ├── Conflict            409
 │   └── BatchEnded, IdempotencyKeyReused
+├── RequestTimedOut     408   the caller sends too slowly
 ├── BodyTooLarge        413
 ├── UnsupportedBody     415
 ├── QueueFull           429   retryable
+├── RateLimited         429   retryable: a limit of the caller's key
+├── HeadersTooLarge     431
 ├── Unavailable         503   retryable
-│   ├── Loading, Draining, EngineDead, EngineOutOfMemory
+│   ├── Loading, Draining, EngineDead, EngineOutOfMemory, TooManyConnections
 │   ├── QueueUnavailable            batch jobs only
 │   │   └── QueueUnsupported        its server is too old: another attempt is of no use
 │   └── QueueNotConfigured, StorageUnavailable
@@ -70,6 +74,10 @@ class DataFolderInUse(StartupError):
 
 class DataFolderUnusable(StartupError):
     code = "data_folder_unusable"
+
+
+class KeyFileUnusable(StartupError):
+    code = "key_file_unusable"
 
 
 class InvalidField(AllrounderError):
@@ -170,6 +178,12 @@ class IdempotencyKeyReused(Conflict):
     code = "idempotency_key_reused"
 
 
+class RequestTimedOut(AllrounderError):
+    status = 408
+    code = "request_timeout"
+    type = "invalid_request_error"
+
+
 class BodyTooLarge(AllrounderError):
     status = 413
     code = "body_too_large"
@@ -187,6 +201,19 @@ class QueueFull(AllrounderError):
     code = "queue_full"
     type = "rate_limit_error"
     retryable = True
+
+
+class RateLimited(AllrounderError):
+    status = 429
+    code = "rate_limit_exceeded"
+    type = "rate_limit_error"
+    retryable = True
+
+
+class HeadersTooLarge(AllrounderError):
+    status = 431
+    code = "headers_too_large"
+    type = "invalid_request_error"
 
 
 class Unavailable(AllrounderError):
@@ -210,6 +237,10 @@ class EngineDead(Unavailable):
 
 class EngineOutOfMemory(Unavailable):
     code = "engine_oom"
+
+
+class TooManyConnections(Unavailable):
+    code = "too_many_connections"
 
 
 class QueueUnavailable(Unavailable):

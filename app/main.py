@@ -20,16 +20,20 @@ import uvicorn
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Lifespan
 
 from app import logs
-from app.api.auth import KeyRing
+from app.api.auth import key_ring, protected_scopes
 from app.api.deps import Services
 from app.api.endpoints import ENDPOINTS, WORKER_ENDPOINTS
+from app.api.limits import EXPOSED_HEADERS, Limiter
 from app.api.lines import answer_line
-from app.api.middleware import RequestContext
+from app.api.middleware import REQUEST_ID_HEADER, RequestContext, SlowBodies
 from app.api.problems import to_response
+from app.api.transport import TransportLimits, protocol_with
 from app.engine.base import EngineFacade, EngineState, Observer
 from app.errors import AllrounderError
 from app.intake.images import ImageDecoder
@@ -95,7 +99,9 @@ def create_app(
         engine=engine,
         decoder=ImageDecoder(num_threads=settings.image_threads),
         limits=_limits(settings),
-        keys=KeyRing(key.get_secret_value() for key in settings.api_keys),
+        keys=key_ring(settings),
+        limiter=Limiter(),
+        protected=protected_scopes(settings),
         scrape=partial(render, instruments.registry),
         refresh=runtime.refresh,
         refused=engine_metrics.rejected,
@@ -104,18 +110,12 @@ def create_app(
         jobs=runtime.jobs,
     )
 
-    app = FastAPI(
-        title="Allrounder",
-        version=_version(),
-        lifespan=_lifespan(settings, engine, runtime, services),
-        redirect_slashes=False,
-        docs_url=None,
-        redoc_url=None,
-    )
+    app = _bare_app(_lifespan(settings, engine, runtime, services))
     app.state.services = services
     app.state.engine = engine
     app.state.runtime = runtime
-    _wire(app, HttpMetrics(instruments), WORKER_ENDPOINTS if only_worker else ENDPOINTS)
+    _wire(app, WORKER_ENDPOINTS if only_worker else ENDPOINTS)
+    _wrap(app, settings, HttpMetrics(instruments))
     return app
 
 
@@ -145,7 +145,20 @@ def _line_answer(services: Services) -> Answer:
     return answer
 
 
-def _wire(app: FastAPI, http_metrics: HttpMetrics, endpoints: Sequence[APIRouter]) -> None:
+def _bare_app(lifespan: Lifespan[FastAPI]) -> FastAPI:
+    """Its description and its pages are endpoints of our own."""
+    return FastAPI(
+        title="Allrounder",
+        version=_version(),
+        lifespan=lifespan,
+        redirect_slashes=False,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+    )
+
+
+def _wire(app: FastAPI, endpoints: Sequence[APIRouter]) -> None:
     async def answer_problem(_request: Request, exc: Exception) -> Response:
         return to_response(exc)
 
@@ -153,6 +166,20 @@ def _wire(app: FastAPI, http_metrics: HttpMetrics, endpoints: Sequence[APIRouter
         app.add_exception_handler(kind, answer_problem)
     for api in endpoints:
         app.include_router(api)
+
+
+def _wrap(app: FastAPI, settings: Settings, http_metrics: HttpMetrics) -> None:
+    """From the innermost layer to the outermost."""
+    app.add_middleware(SlowBodies, seconds=settings.slow_client_seconds)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("*",),
+            allow_credentials=False,
+            expose_headers=(REQUEST_ID_HEADER, "Retry-After", *EXPOSED_HEADERS),
+        )
     app.add_middleware(RequestContext, metrics=http_metrics)
 
 
@@ -233,7 +260,13 @@ def serve(
         host=settings.host,
         port=settings.port,
         workers=1,
-        http="h11",
+        http=protocol_with(
+            TransportLimits(
+                max_header_bytes=settings.max_header_bytes,
+                max_connections=settings.max_connections,
+                head_seconds=settings.slow_client_seconds,
+            )
+        ),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -5,17 +5,19 @@ Built once in main, frozen, passed down. A field's description is its only docum
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ENV_PREFIX = "ALLROUNDER_"
 ROOT = Path(__file__).parents[1]
 
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
 
 
 def _is_redis_url(value: str) -> bool:
@@ -116,6 +118,59 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(), description="Comma-separated keys that open /v1; empty: no key is asked for."
     )
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="File of API keys as `allrounder keys` writes it, with tenants, scopes and "
+        "limits; read again when it changes.",
+    )
+    requests_per_minute: int = Field(
+        default=0,
+        ge=0,
+        description="Calls of /v1 that each key may make a minute, in this process; 0: no limit. "
+        "Lines of batches are not among them. A key in the file may have limits of its own.",
+    )
+    tokens_per_minute: int = Field(
+        default=0,
+        ge=0,
+        description="Tokens that each key may use a minute, as usage.total_tokens counts them: "
+        "the prompt after pruning and the answer; 0: no limit.",
+    )
+    concurrent_requests: int = Field(
+        default=0,
+        ge=0,
+        description="Calls of /v1 that each key may have open at a time; 0: no limit.",
+    )
+    protect_metrics: bool = Field(
+        default=False, description="Whether /metrics asks for a key with the scope metrics."
+    )
+    protect_docs: bool = Field(
+        default=False,
+        description="Whether /openapi.json, and with it /docs, asks for a key with the scope docs.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Comma-separated origins such as https://app.example.com whose pages may call "
+        "this server, or *; empty: none. Cookies are never used.",
+    )
+    max_connections: int = Field(
+        default=512,
+        ge=1,
+        le=1_000_000,
+        description="Open connections; the next one gets a 503. Keep it under `ulimit -n`.",
+    )
+    max_header_bytes: int = Field(
+        default=32 * 2**10,
+        ge=1024,
+        le=2**20,
+        description="Largest head of a request, in bytes; a larger one gets a 431.",
+    )
+    slow_client_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="Time in which the head of a request must arrive; its body has as much, and a "
+        "second more for every KiB.",
+    )
     default_budget: float = Field(
         default=1.0, gt=0, le=1, description="Budget of a request that names none."
     )
@@ -196,12 +251,30 @@ class Settings(BaseSettings):
         default="info", description="Least severe log line that is written."
     )
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod
-    def _split_keys(cls, value: Any) -> Any:
+    def _split_list(cls, value: Any) -> Any:
         if isinstance(value, str):
-            return tuple(key.strip() for key in value.split(",") if key.strip())
+            return tuple(each.strip() for each in value.split(",") if each.strip())
         return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError("must be origins such as https://app.example.com, or *")
+        return value
+
+    @model_validator(mode="after")
+    def _check_protection(self) -> Settings:
+        if (self.protect_metrics or self.protect_docs) and not self.has_keys:
+            raise ValueError("protect_metrics and protect_docs need api_keys or api_keys_file")
+        return self
+
+    @property
+    def has_keys(self) -> bool:
+        return bool(self.api_keys) or self.api_keys_file is not None
 
     @field_validator("redis_url")
     @classmethod

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
 from app.api.auth import KeyRing
-from app.engine.base import EngineFacade, EngineState
-from app.errors import AllrounderError, Draining, EngineDead, Loading, Unavailable
+from app.api.key_file import Scope
+from app.api.limits import Limiter, Visit
+from app.core import ChatRequest
+from app.engine.base import ChatStream, EngineFacade, EngineState
+from app.errors import AllrounderError, Draining, EngineDead, Loading, RateLimited, Unavailable
 from app.intake.images import ImageDecoder
 from app.intake.requests import ChatLimits
 from app.jobs.service import Jobs
@@ -29,12 +32,15 @@ class Services:
         refused: counts a request that was turned away before the engine saw it.
         refresh: counts what a scrape shall show.
         jobs: raises where there is no queue to be had.
+        protected: scopes that are asked for outside /v1.
     """
 
     engine: EngineFacade
     decoder: ImageDecoder
     limits: ChatLimits
     keys: KeyRing
+    limiter: Limiter
+    protected: frozenset[Scope]
     scrape: Callable[[str], tuple[bytes, str]]
     refused: Callable[[AllrounderError], None]
     max_body_bytes: int
@@ -51,18 +57,51 @@ def get_services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(get_services)]
 
 
-def get_tenant(
+async def get_tenant(
     request: Request,
     services: ServicesDep,
+    scopes: SecurityScopes,
     _shown_in_docs: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-) -> str:
-    return services.keys.tenant_of(request.headers)
+) -> AsyncIterator[str]:
+    """Holds one of the key's concurrent requests until the answer has been sent."""
+    caller = services.keys.caller_of(request.headers)
+    caller.require(scopes.scopes)
+    visit = request.state.visit = services.limiter.visit(caller.name, caller.limits)
+    try:
+        visit.enter()
+    except RateLimited as err:
+        services.refused(err)
+        raise
+    try:
+        yield caller.tenant
+    finally:
+        visit.leave()
 
 
 TenantDep = Annotated[str, Depends(get_tenant)]
+ChatTenantDep = Annotated[str, Security(get_tenant, scopes=[Scope.CHAT])]
+BatchTenantDep = Annotated[str, Security(get_tenant, scopes=[Scope.BATCH])]
 
 
-def get_jobs(services: ServicesDep, _tenant: TenantDep) -> Jobs:
+def protected(scope: Scope) -> Callable[..., Coroutine[Any, Any, None]]:
+    """Asks for a key with this scope where the operator wants one."""
+
+    async def check(request: Request, services: ServicesDep) -> None:
+        if scope in services.protected:
+            services.keys.caller_of(request.headers).require([scope])
+
+    return check
+
+
+async def submit(request: Request, services: Services, asked: ChatRequest) -> ChatStream:
+    """Hands it to the engine and charges it to the key. Raises what the engine raises."""
+    stream = await services.engine.submit(asked)
+    visit: Visit = request.state.visit
+    visit.charge(stream)
+    return stream
+
+
+def get_jobs(services: ServicesDep, _tenant: BatchTenantDep) -> Jobs:
     """A caller without a key learns nothing, so the tenant comes first."""
     return services.jobs()
 

@@ -1,7 +1,8 @@
-"""The outermost layer of the web app: request id, security headers, access log, last resort."""
+"""The outermost layers of the web app: ids, headers, access log, last resort, slow bodies."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -12,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import logs
 from app.api.problems import to_response
+from app.errors import RequestTimedOut
 from app.metrics.stages import HttpMetrics
 
 logger = logging.getLogger("app.access")
@@ -20,6 +22,7 @@ REQUEST_ID_HEADER = "X-Request-Id"
 UNMATCHED = "unmatched"
 SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 CLIENT_GONE = 499
+MIN_BYTES_PER_SECOND = 1024
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._:/+=-]")
 _MAX_ID_CHARS = 128
@@ -36,7 +39,7 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(send, _request_id(scope))
+        exchange = _Exchange(send, _request_id(scope), scope)
         token = logs.request_id.set(exchange.request_id)
         started = time.monotonic()
         try:
@@ -72,8 +75,9 @@ class RequestContext:
 class _Exchange:
     """Remembers the status sent and adds our headers to the answer's head."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str, scope: Scope) -> None:
         self._send = send
+        self._scope = scope
         self.request_id = request_id
         self.status: int | None = None
 
@@ -82,9 +86,50 @@ class _Exchange:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers[REQUEST_ID_HEADER] = self.request_id
-            for name, value in SECURITY_HEADERS.items():
+            visit = self._scope.get("state", {}).get("visit")
+            limits = visit.headers() if visit else {}
+            for name, value in (SECURITY_HEADERS | limits).items():
                 headers[name] = value
         await self._send(message)
+
+
+class SlowBodies:
+    """Ends a request whose body arrives too slowly: a 408.
+
+    The time in which nobody waited for the client does not count.
+
+    Args:
+        seconds: granted beyond a second for every MIN_BYTES_PER_SECOND.
+    """
+
+    def __init__(self, app: ASGIApp, *, seconds: float) -> None:
+        self._app = app
+        self._seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        timed = _TimedBody(receive, self._seconds).receive if scope["type"] == "http" else receive
+        await self._app(scope, timed, send)
+
+
+class _TimedBody:
+    def __init__(self, receive: Receive, seconds: float) -> None:
+        self._receive = receive
+        self._left = seconds
+        self._is_complete = False
+
+    async def receive(self) -> Message:
+        if self._is_complete:
+            return await self._receive()
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self._left):
+                message = await self._receive()
+        except TimeoutError:
+            raise RequestTimedOut("the request body arrives too slowly") from None
+        waited = time.monotonic() - started
+        self._left += len(message.get("body", b"")) / MIN_BYTES_PER_SECOND - waited
+        self._is_complete = not message.get("more_body", False)
+        return message
 
 
 def _request_id(scope: Scope) -> str:

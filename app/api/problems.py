@@ -23,6 +23,7 @@ from app.errors import (
     NotFound,
     PermissionRefused,
     RequestCancelled,
+    RequestTimedOut,
     UnsupportedBody,
 )
 
@@ -89,6 +90,8 @@ def to_response(exc: Exception) -> Response:
         headers["Retry-After"] = str(max(1, math.ceil(seconds or DEFAULT_RETRY_SECONDS)))
     if error.status == AuthenticationFailed.status:
         headers["WWW-Authenticate"] = "Bearer"
+    if error.status == RequestTimedOut.status:
+        headers["Connection"] = "close"
     # ASCII escapes: a lone surrogate in a field's name must not break the answer about it.
     return Response(
         json.dumps(envelope(error)), error.status, headers, media_type="application/json"

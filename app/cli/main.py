@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from app.cli import bench, chat, doctor, evaluate, jobs, serve, train
+from app.cli import bench, chat, doctor, evaluate, jobs, keys, serve, train
 
 cli = typer.Typer(
     name="allrounder",
@@ -15,6 +15,7 @@ cli = typer.Typer(
 )
 serve.register(cli)
 jobs.register(cli)
+keys.register(cli)
 chat.register(cli)
 train.register(cli)
 evaluate.register(cli)

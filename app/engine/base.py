@@ -151,6 +151,11 @@ class ChatStream(Protocol):
     @property
     def request(self) -> ChatRequest: ...
 
+    @property
+    def num_tokens(self) -> int:
+        """Of the prompt after pruning, before the end at most so many, and generated so far."""
+        ...
+
     def chunks(self) -> AsyncIterator[TokenChunk]:
         """Text as it becomes final; ends when the request ends, raises its error if it failed."""
         ...

@@ -126,14 +126,15 @@ class Engine:
         with self._changed:
             self._loaded.scheduler.check_room()
         prepared = await asyncio.to_thread(runner.prepare, request)
+        demand = runner.demand(prepared)
         ticket = Ticket(
             id=request.id,
             priority=request.priority,
-            demand=runner.demand(prepared),
+            demand=demand,
             max_tokens=request.sampling.max_tokens,
             deadline=request.deadline,
         )
-        stream = QueuedStream(request, self._cancel)
+        stream = QueuedStream(request, self._cancel, num_prompt=demand.num_rows)
         with self._changed:
             self._refuse_unless_ready()
             driver.add(Job(prepared=prepared, stream=stream), ticket)

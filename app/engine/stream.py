@@ -10,17 +10,28 @@ from app.errors import AllrounderError
 
 
 class QueuedStream:
-    """Satisfies `ChatStream`. Made on the event loop; fed through `deliver` on that same loop."""
+    """Satisfies `ChatStream`. Made on the event loop; fed through `deliver` on that same loop.
 
-    def __init__(self, request: ChatRequest, on_cancel: Callable[[str], None]) -> None:
+    Args:
+        num_prompt: most tokens that the pruned prompt can have.
+    """
+
+    def __init__(
+        self, request: ChatRequest, on_cancel: Callable[[str], None], *, num_prompt: int = 0
+    ) -> None:
         self._request = request
         self._on_cancel = on_cancel
+        self._num_tokens = num_prompt
         self._chunks: asyncio.Queue[TokenChunk | None] = asyncio.Queue()
         self._end: asyncio.Future[ChatResult] = asyncio.get_running_loop().create_future()
 
     @property
     def request(self) -> ChatRequest:
         return self._request
+
+    @property
+    def num_tokens(self) -> int:
+        return self._num_tokens
 
     async def chunks(self) -> AsyncIterator[TokenChunk]:
         while (chunk := await self._chunks.get()) is not None:
@@ -38,11 +49,14 @@ class QueuedStream:
         if self._end.done():
             return
         if isinstance(event, TokenChunk):
+            self._num_tokens += event.num_tokens
             self._chunks.put_nowait(event)
             return
         if isinstance(event, AllrounderError):
             self._end.set_exception(event)
             self._end.exception()
         else:
+            num_prompt = event.shape.num_text + event.plan.num_kept
+            self._num_tokens = num_prompt + event.num_generated
             self._end.set_result(event)
         self._chunks.put_nowait(None)

@@ -20,7 +20,7 @@ WAIT_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 3
 STAGE_SECONDS = (*FAST_SECONDS, 30.0, 60.0, 120.0, 300.0)
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
-STATUSES = (200, 400, 401, 403, 404, 405, 413, 415, 422, 429, 499, 500, 503, 504)
+STATUSES = (200, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 499, 500, 503, 504)
 REJECTIONS = (
     "budget_too_small",
     "context_length_exceeded",
@@ -31,6 +31,7 @@ REJECTIONS = (
     "invalid_field",
     "loading",
     "queue_full",
+    "rate_limit_exceeded",
 )
 OTHER = "other"
 

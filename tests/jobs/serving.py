@@ -110,7 +110,7 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(redis_url, folder, *, keys=(), with_jobs=True, **options):
+async def serving(redis_url, folder, *, keys=(), key_file=None, with_jobs=True, **options):
     """`options` are those of JobsOptions."""
     async with AsyncExitStack() as stack:
         client = connect(redis_url)
@@ -122,7 +122,8 @@ async def serving(redis_url, folder, *, keys=(), with_jobs=True, **options):
             {
                 "log_level": "error",
                 "drain_seconds": 1,
-                "api_keys": keys,
+                "api_keys": keys if key_file is None else (),
+                "api_keys_file": key_file,
                 "embedded_redis": False,
             }
         )

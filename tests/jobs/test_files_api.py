@@ -10,6 +10,7 @@ import httpx2
 import openai
 import pytest
 
+from tests.api.keys import add_key
 from tests.jobs.serving import input_of, problem, request_line, serving
 
 pytestmark = pytest.mark.timeout(60)
@@ -289,3 +290,15 @@ async def test_a_volume_that_cannot_be_written_is_a_503(serve, tmp_path):
         (tmp_path / "files").unlink()
         (tmp_path / "away").rename(tmp_path / "files")
         await served.upload(b"{}")
+
+
+async def test_keys_of_one_tenant_share_its_files_and_another_tenant_sees_none(serve, tmp_path):
+    path = tmp_path / "keys.json"
+    first, second = add_key(path, tenant="acme"), add_key(path, tenant="acme")
+    stranger = add_key(path, tenant="globex")
+    async with serve(key_file=path) as served, served.as_tenant(first) as mine:
+        file = await served.upload(input_of(1), client=mine)
+        for key, ids in ((second, [file["id"]]), (stranger, [])):
+            async with served.as_tenant(key) as http:
+                listed = (await http.get("/v1/files")).json()["data"]
+                assert [each["id"] for each in listed] == ids

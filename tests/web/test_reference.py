@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from playwright.sync_api import expect
 
@@ -49,3 +51,18 @@ def test_an_example_is_sent_from_the_page(visit: Visits) -> None:
         box.get_by_role("button", name="Send").click()
         expect(box.locator(".try .tag")).to_contain_text("200")
         expect(box.locator(".try pre")).to_contain_text(expected)
+
+
+def test_a_protected_description_is_shown_to_those_with_a_key(
+    fake_server: Callable[..., Server], refused_visit: Visits
+) -> None:
+    server = fake_server(ALLROUNDER_API_KEYS="alpha", ALLROUNDER_PROTECT_DOCS="true")
+    page = refused_visit("/docs", url=server.url, ready="[role=alert]")
+    expect(page.get_by_role("alert")).to_contain_text("scope docs")
+    page.get_by_role("link", name="Give one in the playground").click()
+    page.get_by_label("API key").fill("alpha")
+    page.get_by_label("API key").press("Enter")
+    expect(page.locator("#key-form")).to_be_hidden()
+    page.goto(f"{server.url}/docs")
+    page.wait_for_selector("#endpoints[aria-busy=false]")
+    assert page.locator("#post--v1-chat").count() == 1

@@ -16,6 +16,7 @@ from app.api.endpoints import (
     health,
     metrics,
     models,
+    openapi,
     plan,
     playground,
 )
@@ -29,6 +30,7 @@ ENDPOINTS: tuple[APIRouter, ...] = (
     batches.api,
     health.api,
     metrics.api,
+    openapi.api,
     playground.api,
 )
 

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from app.api.batch_wire import Batch, BatchList, batch_object, list_object
 from app.api.bodies import read_json
-from app.api.deps import JobsDep, TenantDep
+from app.api.deps import BatchTenantDep, JobsDep
 from app.api.docs import problems
 from app.errors import InvalidParameter
 from app.intake import batches as intake
@@ -29,7 +29,7 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
     "/batches",
     response_model=None,
     responses={
-        **problems(400, 401, 409, 413, 415, 429, 500, 503),
+        **problems(400, 401, 403, 408, 409, 413, 415, 429, 500, 503),
         200: {"model": Batch},
     },
     openapi_extra={
@@ -49,7 +49,7 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
         },
     },
 )
-async def create_batch(request: Request, jobs: JobsDep, tenant: TenantDep) -> Response:
+async def create_batch(request: Request, jobs: JobsDep, tenant: BatchTenantDep) -> Response:
     """Run every line of an input file; `completion_window` is 24h or any time up to 7d."""
     key = _idempotency_key(request)
     body = validate_openai(intake.BatchBody, await read_json(request, max_bytes=MAX_BODY_BYTES))
@@ -70,9 +70,9 @@ async def create_batch(request: Request, jobs: JobsDep, tenant: TenantDep) -> Re
 @api.get(
     "/batches",
     response_model=None,
-    responses={**problems(400, 401, 500, 503), 200: {"model": BatchList}},
+    responses={**problems(400, 401, 403, 429, 500, 503), 200: {"model": BatchList}},
 )
-async def list_batches(request: Request, jobs: JobsDep, tenant: TenantDep) -> Response:
+async def list_batches(request: Request, jobs: JobsDep, tenant: BatchTenantDep) -> Response:
     """The batches of this caller, newest first; `after` and `limit` as in OpenAI's API."""
     query = validate_openai(intake.BatchQuery, dict(request.query_params))
     page = await jobs.list_batches(tenant, PageRequest(limit=query.limit, after=query.after or ""))
@@ -83,9 +83,9 @@ async def list_batches(request: Request, jobs: JobsDep, tenant: TenantDep) -> Re
 @api.get(
     "/batches/{batch_id}",
     response_model=None,
-    responses={**problems(401, 404, 500, 503), 200: {"model": Batch}},
+    responses={**problems(401, 403, 404, 429, 500, 503), 200: {"model": Batch}},
 )
-async def get_batch(batch_id: str, jobs: JobsDep, tenant: TenantDep) -> Response:
+async def get_batch(batch_id: str, jobs: JobsDep, tenant: BatchTenantDep) -> Response:
     """How far a batch has come."""
     record = await jobs.batch(tenant, batch_id)
     return JSONResponse(batch_object(record))
@@ -94,9 +94,9 @@ async def get_batch(batch_id: str, jobs: JobsDep, tenant: TenantDep) -> Response
 @api.post(
     "/batches/{batch_id}/cancel",
     response_model=None,
-    responses={**problems(401, 404, 409, 500, 503), 200: {"model": Batch}},
+    responses={**problems(401, 403, 404, 409, 429, 500, 503), 200: {"model": Batch}},
 )
-async def cancel_batch(batch_id: str, jobs: JobsDep, tenant: TenantDep) -> Response:
+async def cancel_batch(batch_id: str, jobs: JobsDep, tenant: BatchTenantDep) -> Response:
     """Start no more lines. What was answered is in the output file, the rest in the error file."""
     record = await jobs.cancel_batch(tenant, batch_id)
     return JSONResponse(batch_object(record))

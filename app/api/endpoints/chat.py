@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from app.api.answers import chat_answer
-from app.api.deps import ServicesDep, TenantDep
+from app.api.deps import ChatTenantDep, ServicesDep, submit
 from app.api.disconnects import await_result
 from app.api.docs import CHAT_PROBLEMS
 from app.api.drafts import body_docs, receive_chat
@@ -35,10 +35,10 @@ api = APIRouter(prefix="/v1", tags=["chat"])
     },
     openapi_extra=body_docs(),
 )
-async def chat(request: Request, services: ServicesDep, tenant: TenantDep) -> Response:
+async def chat(request: Request, services: ServicesDep, tenant: ChatTenantDep) -> Response:
     """Answer a question about an image within a compute budget."""
     received = await receive_chat(request, services, tenant=tenant)
-    stream = await services.engine.submit(received.request)
+    stream = await submit(request, services, received.request)
     answer = partial(
         chat_answer,
         received.request,

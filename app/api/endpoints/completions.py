@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from app.api.completion_wire import Completion
 from app.api.completions import as_bad_request, completion_answer, completion_chunks
-from app.api.deps import ServicesDep, TenantDep
+from app.api.deps import ChatTenantDep, ServicesDep, submit
 from app.api.disconnects import await_result
 from app.api.docs import COMPLETION_PROBLEMS
 from app.api.drafts import completion_docs, receive_completion
@@ -31,7 +31,7 @@ api = APIRouter(prefix="/v1", tags=["openai"])
     },
     openapi_extra=completion_docs(),
 )
-async def completions(request: Request, services: ServicesDep, tenant: TenantDep) -> Response:
+async def completions(request: Request, services: ServicesDep, tenant: ChatTenantDep) -> Response:
     """Answer a conversation with images within a compute budget, in OpenAI's form.
 
     The images' `detail` may be `auto` or `high`, which are the same: the model's own resolution;
@@ -41,7 +41,7 @@ async def completions(request: Request, services: ServicesDep, tenant: TenantDep
     with as_bad_request():
         asked = await receive_completion(request, services, tenant=tenant)
     with as_bad_request(asked):
-        stream = await services.engine.submit(asked.request)
+        stream = await submit(request, services, asked.request)
         if asked.stream:
             return ChatEvents(stream, partial(completion_chunks, asked))
         result = await await_result(stream, request.receive)

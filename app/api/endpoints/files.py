@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from app.api.batch_wire import FileDeleted, FileList, FileObject, file_object, list_object
 from app.api.bodies import capped_stream
-from app.api.deps import JobsDep, TenantDep
+from app.api.deps import BatchTenantDep, JobsDep
 from app.api.docs import problems
 from app.api.downloads import Download
 from app.api.forms import UploadForm
@@ -24,13 +24,13 @@ api = APIRouter(prefix="/v1", tags=["files"])
 # Boundaries, headers and fields beside the file.
 FORM_OVERHEAD_BYTES = 64 * 1024
 WRITE_BYTES = 2**20
-PROBLEMS = problems(401, 404, 500, 503)
+PROBLEMS = problems(401, 403, 404, 429, 500, 503)
 
 
 @api.post(
     "/files",
     response_model=None,
-    responses={**problems(400, 401, 413, 415, 500, 503), 200: {"model": FileObject}},
+    responses={**problems(400, 401, 403, 408, 413, 415, 429, 500, 503), 200: {"model": FileObject}},
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -55,7 +55,7 @@ PROBLEMS = problems(401, 404, 500, 503)
         }
     },
 )
-async def upload_file(request: Request, jobs: JobsDep, tenant: TenantDep) -> Response:
+async def upload_file(request: Request, jobs: JobsDep, tenant: BatchTenantDep) -> Response:
     """Store the input of a batch: JSON Lines, one request a line."""
     return JSONResponse(file_object(await _receive(request, jobs, tenant)))
 
@@ -63,9 +63,9 @@ async def upload_file(request: Request, jobs: JobsDep, tenant: TenantDep) -> Res
 @api.get(
     "/files",
     response_model=None,
-    responses={**problems(400, 401, 500, 503), 200: {"model": FileList}},
+    responses={**problems(400, 401, 403, 429, 500, 503), 200: {"model": FileList}},
 )
-async def list_files(request: Request, jobs: JobsDep, tenant: TenantDep) -> Response:
+async def list_files(request: Request, jobs: JobsDep, tenant: BatchTenantDep) -> Response:
     """The files of this caller; `after`, `limit`, `order` and `purpose` as in OpenAI's API."""
     query = validate_openai(intake.FileQuery, dict(request.query_params))
     wanted = PageRequest(
@@ -81,7 +81,7 @@ async def list_files(request: Request, jobs: JobsDep, tenant: TenantDep) -> Resp
     response_model=None,
     responses={**PROBLEMS, 200: {"model": FileObject}},
 )
-async def get_file(file_id: str, jobs: JobsDep, tenant: TenantDep) -> Response:
+async def get_file(file_id: str, jobs: JobsDep, tenant: BatchTenantDep) -> Response:
     """What is known of a file."""
     return JSONResponse(file_object(await jobs.file(tenant, file_id)))
 
@@ -97,7 +97,7 @@ async def get_file(file_id: str, jobs: JobsDep, tenant: TenantDep) -> Response:
         },
     },
 )
-async def get_file_content(file_id: str, jobs: JobsDep, tenant: TenantDep) -> Response:
+async def get_file_content(file_id: str, jobs: JobsDep, tenant: BatchTenantDep) -> Response:
     """The bytes of a file."""
     record = await jobs.file(tenant, file_id)
     return Download(
@@ -113,7 +113,7 @@ async def get_file_content(file_id: str, jobs: JobsDep, tenant: TenantDep) -> Re
     response_model=None,
     responses={**PROBLEMS, 200: {"model": FileDeleted}},
 )
-async def delete_file(file_id: str, jobs: JobsDep, tenant: TenantDep) -> Response:
+async def delete_file(file_id: str, jobs: JobsDep, tenant: BatchTenantDep) -> Response:
     """Forget a file. Batches that were created from it go on."""
     await jobs.delete_file(tenant, file_id)
     return JSONResponse(FileDeleted(id=file_id).model_dump())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app.api.deps import ServicesDep
+from app.api.deps import ServicesDep, protected
+from app.api.docs import problems
+from app.api.key_file import Scope
 
 api = APIRouter(tags=["metrics"])
 
@@ -13,7 +15,11 @@ api = APIRouter(tags=["metrics"])
 @api.get(
     "/metrics",
     response_model=None,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    dependencies=[Depends(protected(Scope.METRICS))],
+    responses={
+        **problems(401, 403),
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+    },
 )
 async def metrics(request: Request, services: ServicesDep) -> Response:
     """Counters, gauges and histograms under the prefix allrounder_."""

@@ -16,7 +16,7 @@ api = APIRouter(prefix="/v1", tags=["models"])
 @api.get(
     "/models",
     response_model=None,
-    responses={**problems(401, 500, 503), 200: {"model": ModelList}},
+    responses={**problems(401, 429, 500, 503), 200: {"model": ModelList}},
 )
 async def models(services: ServicesDep, _tenant: TenantDep) -> Response:
     """The model with its geometry, strategies, router and smallest budget."""

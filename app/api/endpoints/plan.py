@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from app.api.answers import plan_answer
-from app.api.deps import ServicesDep, TenantDep
+from app.api.deps import ChatTenantDep, ServicesDep
 from app.api.disconnects import await_result
 from app.api.docs import CHAT_PROBLEMS
 from app.api.drafts import body_docs, receive_chat
@@ -23,7 +23,7 @@ api = APIRouter(prefix="/v1", tags=["chat"])
     responses={**CHAT_PROBLEMS, 200: {"model": PlanAnswer}},
     openapi_extra=body_docs(),
 )
-async def plan(request: Request, services: ServicesDep, tenant: TenantDep) -> Response:
+async def plan(request: Request, services: ServicesDep, tenant: ChatTenantDep) -> Response:
     """Make the plan of a chat request and tell its cost; the body is that of /v1/chat."""
     received = await receive_chat(request, services, tenant=tenant, plan_only=True)
     stream = await services.engine.submit(received.request)

@@ -1,5 +1,6 @@
 // The API reference: every endpoint of /openapi.json with its fields, answers and an example.
 
+import { storedKey } from "./api.js";
 import { find, h, show } from "./dom.js";
 import { resolve, rows } from "./schema.js";
 import { tryout } from "./tryout.js";
@@ -7,9 +8,13 @@ import { tryout } from "./tryout.js";
 const VERBS = ["get", "post", "put", "patch", "delete"];
 
 async function start() {
-  const response = await fetch("/openapi.json").catch(() => null);
+  const key = storedKey();
+  const response = await fetch("/openapi.json", { headers: key ? { Authorization: `Bearer ${key}` } : {} }).catch(() => null);
   if (!response?.ok) {
-    show(find("endpoints"), h("p", { role: "alert" }, "The description could not be loaded. Reload the page once the server runs."));
+    const asksForKey = response?.status === 401 || response?.status === 403;
+    show(find("endpoints"), h("p", { role: "alert" }, asksForKey
+      ? ["This server describes itself only to API keys with the scope docs. ", h("a", { href: "/" }, "Give one in the playground"), ", then come back in the same tab."]
+      : "The description could not be loaded. Reload the page once the server runs."));
     return;
   }
   const description = await response.json();

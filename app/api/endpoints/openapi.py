@@ -1,0 +1,16 @@
+"""GET /openapi.json: the description that /docs is made of."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import JSONResponse, Response
+
+from app.api.deps import protected
+from app.api.key_file import Scope
+
+api = APIRouter(include_in_schema=False)
+
+
+@api.get("/openapi.json", response_model=None, dependencies=[Depends(protected(Scope.DOCS))])
+async def openapi(request: Request) -> Response:
+    return JSONResponse(request.app.openapi())
