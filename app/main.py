@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
@@ -30,8 +30,9 @@ from app.api.endpoints import ENDPOINTS, WORKER_ENDPOINTS
 from app.api.lines import answer_line
 from app.api.middleware import RequestContext
 from app.api.problems import to_response
+from app.api.tracing import RequestTracing
 from app.engine.base import EngineFacade, EngineState, Observer
-from app.errors import AllrounderError
+from app.errors import AllrounderError, StartupError
 from app.intake.images import ImageDecoder
 from app.intake.requests import ChatLimits
 from app.jobs.runtime import JobsRuntime
@@ -40,6 +41,8 @@ from app.metrics.definitions import build_instruments
 from app.metrics.exposition import render
 from app.metrics.stages import EngineGauges, EngineMetrics, HttpMetrics
 from app.settings import Settings
+from app.tracing.engine import TracedEngine, TracedObserver
+from app.tracing.trace import Tracer, following
 
 logger = logging.getLogger(__name__)
 
@@ -87,12 +90,14 @@ def create_app(
     """
     instruments = build_instruments()
     engine_metrics = EngineMetrics(instruments)
-    engine = engine_factory(settings, engine_metrics)
+    tracer = _tracer(settings)
+    traced = None if tracer is None else TracedObserver(engine_metrics)
+    engine = engine_factory(settings, traced or engine_metrics)
     instruments.registry.register(EngineGauges(engine.status, EngineState))
     runtime = JobsRuntime(settings, engine)
     instruments.registry.register(runtime.gauges)
     services = Services(
-        engine=engine,
+        engine=engine if traced is None else TracedEngine(engine, traced),
         decoder=ImageDecoder(num_threads=settings.image_threads),
         limits=_limits(settings),
         keys=KeyRing(key.get_secret_value() for key in settings.api_keys),
@@ -103,23 +108,10 @@ def create_app(
         started=int(time.time()),
         jobs=runtime.jobs,
     )
-
-    @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(_load(engine))
-        await runtime.start(_line_answer(services))
-        yield
-        loading.cancel()
-        await asyncio.gather(loading, return_exceptions=True)
-        await runtime.release()
-        await engine.stop(settings.drain_seconds)
-        await runtime.stop()
-        services.decoder.close()
-
     app = FastAPI(
         title="Allrounder",
         version=_version(),
-        lifespan=lifespan,
+        lifespan=_lifespan(settings, services, engine, runtime, tracer),
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
@@ -127,13 +119,56 @@ def create_app(
     app.state.services = services
     app.state.engine = engine
     app.state.runtime = runtime
+    if tracer is not None:
+        app.add_middleware(RequestTracing, tracer=tracer)
     _wire(app, HttpMetrics(instruments), WORKER_ENDPOINTS if only_worker else ENDPOINTS)
     return app
 
 
-def _line_answer(services: Services) -> Answer:
-    async def answer(url: str, body: Mapping[str, Any], *, tenant: str, id: str) -> Answered:
-        status, found = await answer_line(services, url, body, tenant=tenant, id=id)
+def _lifespan(
+    settings: Settings,
+    services: Services,
+    engine: ServedEngine,
+    runtime: JobsRuntime,
+    tracer: Tracer | None,
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(_load(engine))
+        await runtime.start(_line_answer(services, tracer))
+        yield
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+        await runtime.release()
+        await engine.stop(settings.drain_seconds)
+        await runtime.stop()
+        services.decoder.close()
+        if tracer is not None:
+            await tracer.stop(min(settings.drain_seconds, FLUSH_SECONDS))
+
+    return lifespan
+
+
+def _tracer(settings: Settings) -> Tracer | None:
+    """Raises StartupError where traces are asked for but OpenTelemetry is not installed."""
+    if settings.otlp_endpoint is None:
+        return None
+    try:
+        from app.tracing.otel import OtelTracer
+    except ModuleNotFoundError as err:
+        raise StartupError(
+            "otlp_endpoint: traces need the extra otel (pip install 'allrounder[otel]')"
+        ) from err
+    return OtelTracer(settings.otlp_endpoint, ratio=settings.trace_sample_ratio, version=_version())
+
+
+def _line_answer(services: Services, tracer: Tracer | None) -> Answer:
+    async def answer(
+        url: str, body: Mapping[str, Any], *, tenant: str, id: str, job: str
+    ) -> Answered:
+        trace = None if tracer is None else tracer.line(id=id, job=job)
+        with nullcontext() if trace is None else following(trace):
+            status, found = await answer_line(services, url, body, tenant=tenant, id=id)
         return Answered(status=status, body=found)
 
     return answer

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import logs
 from app.api.problems import to_response
+from app.api.tracing import TRACE_ID
 from app.metrics.stages import HttpMetrics
 
 logger = logging.getLogger("app.access")
@@ -58,6 +59,7 @@ class RequestContext:
         endpoint = getattr(scope.get("route"), "path", UNMATCHED)
         status = CLIENT_GONE if exchange.status is None else exchange.status
         self._metrics.answered(endpoint, status, seconds=seconds)
+        traced = {TRACE_ID: scope[TRACE_ID]} if TRACE_ID in scope else {}
         logger.info(
             "answered",
             extra={
@@ -65,6 +67,7 @@ class RequestContext:
                 "endpoint": endpoint,
                 "status": status,
                 "seconds": round(seconds, 6),
+                **traced,
             },
         )
 

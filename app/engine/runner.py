@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from app.core import Capabilities, ChatRequest, ChatResult, FinishReason
+from app.core import Capabilities, ChatRequest, ChatResult, FinishReason, Stage
 from app.engine.base import (
     ALL_ROWS,
     CacheCounts,
@@ -21,6 +21,7 @@ from app.engine.base import (
     Prepared,
     Running,
 )
+from app.engine.clock import StageClock
 from app.engine.encoder import Encoder
 from app.engine.memory import encoding_error, undone_without_memory
 from app.engine.planner import DEFAULT_USE, CalibrationUse, Planner, request_seed
@@ -191,9 +192,10 @@ class ModelRunner:
             text=AnswerText(self._adapter.text_stream(), prepared.request.sampling.stop),
             positions=positions,
             scores=self._scores(prepared.request),
+            clock=StageClock(arrival=prepared.request.arrival, encode=encoded),
         )
-        sequence.clock.queue = max(started - prepared.request.arrival, 0.0)
-        sequence.clock.encode = encoded
+        sequence.clock.enters(Stage.ENCODE, started)
+        sequence.clock.enters(Stage.PLAN, planning)
         sequence.clock.plan = time.monotonic() - planning
         self._held[prepared.request.id] = sequence
         return sequence
@@ -208,6 +210,7 @@ class ModelRunner:
     def _segment(self, sequence: Sequence, num_rows: int) -> Segment:
         if sequence.prefilled:
             return sequence.decode_segment(self._adapter)
+        sequence.clock.enters(Stage.PREFILL, time.monotonic())
         segment = sequence.prompt_segment(self._adapter, num_rows)
         if sequence.awaits_selection:
             segment.probes = sequence.probes(self._adapter.geometry)
@@ -227,6 +230,8 @@ class ModelRunner:
             else:
                 sequence.clock.prefill += took
                 sequence.computed(num_rows)
+                if completes:
+                    sequence.clock.enters(Stage.DECODE, time.monotonic())
             if completes:
                 outcomes.append(self._advance(sequence, next(next_logits)))
         return outcomes
