@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import uvicorn
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -48,6 +49,14 @@ logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 5
 EXIT_ENGINE_FAILED = 3
+# FastAPI's own may be switched on from the environment, and tells what callers wrote.
+NO_TELEMETRY: TelemetryConfig = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+}
 PROBLEMS = (AllrounderError, HTTPException, RequestValidationError, ClientDisconnect)
 
 
@@ -115,6 +124,7 @@ def create_app(
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
+        telemetry=NO_TELEMETRY,
     )
     app.state.services = services
     app.state.engine = engine

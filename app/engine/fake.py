@@ -143,8 +143,6 @@ class FakeRunner:
         if self.is_lost:
             raise DeviceLost
         shares = [(cast(FakeRunning, running), num_rows) for running, num_rows in work]
-        for running, _ in shares:
-            running.clock.enters(Stage.PREFILL, time.monotonic())
         if self.step_seconds:
             time.sleep(self.step_seconds)
         if sum(min(rows, running.num_pending or 1) for running, rows in shares) > self.max_rows:
@@ -197,7 +195,8 @@ class FakeRunner:
             words=_words(prepared.request.question),
             clock=StageClock(arrival=prepared.request.arrival),
         )
-        begun.clock.enters(Stage.ENCODE, time.monotonic())
+        for stage in (Stage.ENCODE, Stage.PLAN, Stage.PREFILL):
+            begun.clock.enters(stage, time.monotonic())
         begun.restart()
         self.running[prepared.request.id] = begun
         return begun

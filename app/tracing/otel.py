@@ -52,7 +52,7 @@ class OtelTracer:
 
     def request(self, operation: str, headers: Headers, *, id: str | None) -> Trace:
         parent = self._propagator.extract(headers, Context())
-        named = {} if id is None else {spans.REQUEST_ID: id}
+        named: spans.Attributes = {} if id is None else {spans.REQUEST_ID: id}
         return self._begin(operation, SpanKind.SERVER, parent, named)
 
     def line(self, *, id: str, job: str) -> Trace:
