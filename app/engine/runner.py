@@ -123,6 +123,9 @@ class ModelRunner:
         generating = [pair for pair in sequences if not pair[0].request.plan_only]
         if generating:
             started = time.monotonic()
+            for sequence, _ in generating:
+                if not sequence.prefilled:
+                    sequence.clock.enters(Stage.PREFILL, started)
             logits_BN = self._forward(generating)
             outcomes += self._advance_all(generating, logits_BN, time.monotonic() - started)
         for sequence, _ in sequences:
@@ -210,7 +213,6 @@ class ModelRunner:
     def _segment(self, sequence: Sequence, num_rows: int) -> Segment:
         if sequence.prefilled:
             return sequence.decode_segment(self._adapter)
-        sequence.clock.enters(Stage.PREFILL, time.monotonic())
         segment = sequence.prompt_segment(self._adapter, num_rows)
         if sequence.awaits_selection:
             segment.probes = sequence.probes(self._adapter.geometry)
@@ -271,6 +273,7 @@ class ModelRunner:
     def _finish_plan(self, sequence: Sequence) -> Outcome:
         if sequence.awaits_selection:
             started = time.monotonic()
+            sequence.clock.enters(Stage.PREFILL, started)
             with undone_without_memory([sequence.kv]):
                 segment = self._segment(sequence, ALL_ROWS)
                 self._loop.forward([segment], until=sequence.plan.last_selection_layer)

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.tracing.test_requests import STAGES, assert_stages_lie_within
+from tests.tracing.test_requests import ROUNDING, STAGES, assert_stages_lie_within
 
 EXAMPLE = Path(__file__).parents[2] / "app" / "demo" / "example.png"
-CLOCKS_AGREE = 0.005
 
 
 @pytest.mark.timeout(180)
@@ -35,9 +34,9 @@ async def test_the_stages_of_the_embedded_model_take_the_time_that_it_tells(serv
         seconds = {name: answer["timing"][f"{name}_ms"] / 1000 for name in (*STAGES, "total")}
         assert min(seconds.values()) >= 0
         for stage in stages[:3]:
-            assert stage.seconds == pytest.approx(seconds[stage.name], abs=CLOCKS_AGREE)
+            assert stage.seconds == pytest.approx(seconds[stage.name], abs=ROUNDING)
         for stage in stages[3:]:
             computed = stage.attributes["allrounder.stage.computed_seconds"]
-            assert computed == pytest.approx(seconds[stage.name], abs=1e-5)
-            assert 0 < computed <= stage.seconds + CLOCKS_AGREE
-        assert root.seconds >= seconds["total"] - CLOCKS_AGREE
+            assert computed == pytest.approx(seconds[stage.name], abs=ROUNDING)
+            assert 0 < computed <= stage.seconds + ROUNDING
+        assert root.seconds >= seconds["total"] - ROUNDING

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.timeout(60)
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 CALLER = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=opaque"}
 STAGES = ["queue", "encode", "plan", "prefill", "decode"]
-# Wall clock and monotonic clock may be slewed against each other while a request runs.
-CLOCKS_AGREE = 0.005
+# Answers tell whole microseconds.
+ROUNDING = 1e-5
 
 
 def assert_stages_lie_within(root, stages):
@@ -82,11 +82,9 @@ async def test_the_stages_lie_below_their_request_in_order_and_in_time(serve, re
     assert {stage.trace_id for stage in receiver.spans} == {root.trace_id}
     assert root.parent == ""
     assert_stages_lie_within(root, stages)
-    timing = answer["timing"]
-    assert stages[0].seconds == pytest.approx(timing["queue_ms"] / 1000, abs=CLOCKS_AGREE)
-    assert sum(stage.seconds for stage in stages) == pytest.approx(
-        timing["total_ms"] / 1000, abs=CLOCKS_AGREE
-    )
+    timing, total = answer["timing"], stages[-1].ended - stages[0].began
+    assert stages[0].seconds == pytest.approx(timing["queue_ms"] / 1000, abs=ROUNDING)
+    assert total == pytest.approx(timing["total_ms"] / 1000, abs=ROUNDING)
     prefill, decode = stages[-2:]
     assert prefill.seconds >= 0.02
     assert decode.seconds >= 0.02 * (answer["usage"]["completion_tokens"] - 1)
