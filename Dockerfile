@@ -19,13 +19,13 @@ FROM builder AS venv-cpu
 ARG PIP_EXTRA="--extra-index-url https://download.pytorch.org/whl/cpu"
 RUN pip install --constraint constraints.txt ${PIP_EXTRA} torch transformers
 COPY --from=wheel /dist /dist
-RUN pip install --constraint constraints.txt ${PIP_EXTRA} "$(echo /dist/*.whl)[embedded]"
+RUN pip install --constraint constraints.txt ${PIP_EXTRA} "$(echo /dist/*.whl)[embedded,otel]"
 
 FROM builder AS venv-cuda
 ARG PIP_EXTRA=""
 RUN pip install --constraint constraints.txt ${PIP_EXTRA} torch transformers
 COPY --from=wheel /dist /dist
-RUN pip install --constraint constraints.txt ${PIP_EXTRA} "$(echo /dist/*.whl)[embedded]"
+RUN pip install --constraint constraints.txt ${PIP_EXTRA} "$(echo /dist/*.whl)[embedded,otel]"
 
 FROM ${PYTHON_IMAGE} AS runtime
 LABEL org.opencontainers.image.title="Allrounder" \

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import uvicorn
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -33,9 +34,10 @@ from app.api.limits import EXPOSED_HEADERS, Limiter
 from app.api.lines import answer_line
 from app.api.middleware import REQUEST_ID_HEADER, RequestContext, SlowBodies
 from app.api.problems import to_response
+from app.api.tracing import RequestTracing
 from app.api.transport import TransportLimits, protocol_with
 from app.engine.base import EngineFacade, EngineState, Observer
-from app.errors import AllrounderError
+from app.errors import AllrounderError, StartupError
 from app.intake.images import ImageDecoder
 from app.intake.requests import ChatLimits
 from app.jobs.runtime import JobsRuntime
@@ -44,11 +46,21 @@ from app.metrics.definitions import build_instruments
 from app.metrics.exposition import render
 from app.metrics.stages import EngineGauges, EngineMetrics, HttpMetrics
 from app.settings import Settings
+from app.tracing.engine import TracedEngine, TracedObserver
+from app.tracing.trace import Tracer, following
 
 logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 5
 EXIT_ENGINE_FAILED = 3
+# FastAPI's own may be switched on from the environment, and tells what callers wrote.
+NO_TELEMETRY: TelemetryConfig = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+}
 PROBLEMS = (AllrounderError, HTTPException, RequestValidationError, ClientDisconnect)
 
 
@@ -91,12 +103,14 @@ def create_app(
     """
     instruments = build_instruments()
     engine_metrics = EngineMetrics(instruments)
-    engine = engine_factory(settings, engine_metrics)
+    tracer = _tracer(settings)
+    traced = None if tracer is None else TracedObserver(engine_metrics)
+    engine = engine_factory(settings, traced or engine_metrics)
     instruments.registry.register(EngineGauges(engine.status, EngineState))
     runtime = JobsRuntime(settings, engine)
     instruments.registry.register(runtime.gauges)
     services = Services(
-        engine=engine,
+        engine=engine if traced is None else TracedEngine(engine, traced),
         decoder=ImageDecoder(num_threads=settings.image_threads),
         limits=_limits(settings),
         keys=key_ring(settings),
@@ -109,23 +123,26 @@ def create_app(
         started=int(time.time()),
         jobs=runtime.jobs,
     )
-
-    app = _bare_app(_lifespan(settings, engine, runtime, services))
+    app = _bare_app(_lifespan(settings, services, engine, runtime, tracer))
     app.state.services = services
     app.state.engine = engine
     app.state.runtime = runtime
     _wire(app, WORKER_ENDPOINTS if only_worker else ENDPOINTS)
-    _wrap(app, settings, HttpMetrics(instruments))
+    _wrap(app, settings, HttpMetrics(instruments), tracer)
     return app
 
 
 def _lifespan(
-    settings: Settings, engine: ServedEngine, runtime: JobsRuntime, services: Services
+    settings: Settings,
+    services: Services,
+    engine: ServedEngine,
+    runtime: JobsRuntime,
+    tracer: Tracer | None,
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(_load(engine))
-        await runtime.start(_line_answer(services))
+        await runtime.start(_line_answer(services, tracer))
         yield
         loading.cancel()
         await asyncio.gather(loading, return_exceptions=True)
@@ -133,13 +150,32 @@ def _lifespan(
         await engine.stop(settings.drain_seconds)
         await runtime.stop()
         services.decoder.close()
+        if tracer is not None:
+            await tracer.stop(min(settings.drain_seconds, FLUSH_SECONDS))
 
     return lifespan
 
 
-def _line_answer(services: Services) -> Answer:
-    async def answer(url: str, body: Mapping[str, Any], *, tenant: str, id: str) -> Answered:
-        status, found = await answer_line(services, url, body, tenant=tenant, id=id)
+def _tracer(settings: Settings) -> Tracer | None:
+    """Raises StartupError where traces are asked for but OpenTelemetry is not installed."""
+    if settings.otlp_endpoint is None:
+        return None
+    try:
+        from app.tracing.otel import OtelTracer
+    except ModuleNotFoundError as err:
+        raise StartupError(
+            "otlp_endpoint: traces need the extra otel (pip install 'allrounder[otel]')"
+        ) from err
+    return OtelTracer(settings.otlp_endpoint, ratio=settings.trace_sample_ratio, version=_version())
+
+
+def _line_answer(services: Services, tracer: Tracer | None) -> Answer:
+    async def answer(
+        url: str, body: Mapping[str, Any], *, tenant: str, id: str, job: str
+    ) -> Answered:
+        trace = None if tracer is None else tracer.line(id=id, job=job)
+        with nullcontext() if trace is None else following(trace):
+            status, found = await answer_line(services, url, body, tenant=tenant, id=id)
         return Answered(status=status, body=found)
 
     return answer
@@ -152,6 +188,7 @@ def _bare_app(lifespan: Lifespan[FastAPI]) -> FastAPI:
         version=_version(),
         lifespan=lifespan,
         redirect_slashes=False,
+        telemetry=NO_TELEMETRY,
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
@@ -168,8 +205,12 @@ def _wire(app: FastAPI, endpoints: Sequence[APIRouter]) -> None:
         app.include_router(api)
 
 
-def _wrap(app: FastAPI, settings: Settings, http_metrics: HttpMetrics) -> None:
+def _wrap(
+    app: FastAPI, settings: Settings, http_metrics: HttpMetrics, tracer: Tracer | None
+) -> None:
     """From the innermost layer to the outermost."""
+    if tracer is not None:
+        app.add_middleware(RequestTracing, tracer=tracer)
     app.add_middleware(SlowBodies, seconds=settings.slow_client_seconds)
     if settings.cors_origins:
         app.add_middleware(

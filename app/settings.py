@@ -30,6 +30,16 @@ def _is_redis_url(value: str) -> bool:
         return False
 
 
+def _is_plain_http_url(value: str) -> bool:
+    """Credentials belong into OTEL_EXPORTER_OTLP_HEADERS, which is never logged."""
+    try:
+        url = urlsplit(value)
+        is_plain = not (url.username or url.password or url.query or url.fragment)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and is_plain
+    except ValueError:
+        return False
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -247,6 +257,18 @@ class Settings(BaseSettings):
     max_tenant_lines: int = Field(
         default=200_000, ge=1, description="As max_queued_lines, of one tenant."
     )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        description="Where traces are sent by OTLP over HTTP, such as http://localhost:4318 "
+        "(/v1/traces is added); unset: no traces. Needs the extra otel.",
+    )
+    trace_sample_ratio: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Share of requests that are traced, where the caller's own traceparent does "
+        "not say; unset: as OTEL_TRACES_SAMPLER says, else all.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log line that is written."
     )
@@ -281,6 +303,13 @@ class Settings(BaseSettings):
     def _check_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not _is_redis_url(value.get_secret_value()):
             raise ValueError("must be redis://HOST, rediss://HOST or unix:///PATH")
+        return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _check_otlp_endpoint(cls, value: str | None) -> str | None:
+        if value is not None and not _is_plain_http_url(value):
+            raise ValueError("must be http://HOST or https://HOST without user, query or fragment")
         return value
 
     @field_validator("port", mode="before")

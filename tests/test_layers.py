@@ -26,6 +26,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "starlette": ("app.api", "app.main"),
     "redis": ("app.jobs",),
     "prometheus_client": ("app.metrics",),
+    "opentelemetry": ("app.tracing.otel", "app.tracing.spans"),
     "transformers": ("app.models", "app.demo"),
     "PIL": ("app.intake.images", "app.models", "app.demo", "app.bench.pictures"),
     "httpx2": ("app.intake.fetch", "app.bench", "app.cli"),
@@ -36,6 +37,7 @@ HOMES: dict[str, tuple[str, ...]] = {
 TORCH_FREE = (
     "app.api",
     "app.jobs",
+    "app.tracing",
     "app.engine.scheduler",
     "app.intake.requests",
     "app.budget",

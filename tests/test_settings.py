@@ -73,6 +73,12 @@ def test_the_service_link_of_kubernetes_is_not_a_port(monkeypatch):
         {"redis_url": "redis://"},
         {"redis_url": "unix://"},
         {"redis_url": "redis://h:99999"},
+        {"otlp_endpoint": "localhost:4318"},
+        {"otlp_endpoint": "grpc://localhost:4317"},
+        {"otlp_endpoint": "http://"},
+        {"otlp_endpoint": "http://user:key@h:4318"},
+        {"otlp_endpoint": "https://h:4318?key=secret"},
+        {"trace_sample_ratio": 1.5},
     ],
 )
 def test_wrong_settings_are_refused(fields):

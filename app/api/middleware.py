@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import logs
 from app.api.problems import to_response
+from app.api.tracing import TRACE_ID
 from app.errors import RequestTimedOut
 from app.metrics.stages import HttpMetrics
 
@@ -61,6 +62,7 @@ class RequestContext:
         endpoint = getattr(scope.get("route"), "path", UNMATCHED)
         status = CLIENT_GONE if exchange.status is None else exchange.status
         self._metrics.answered(endpoint, status, seconds=seconds)
+        traced = {TRACE_ID: scope[TRACE_ID]} if TRACE_ID in scope else {}
         logger.info(
             "answered",
             extra={
@@ -68,6 +70,7 @@ class RequestContext:
                 "endpoint": endpoint,
                 "status": status,
                 "seconds": round(seconds, 6),
+                **traced,
             },
         )
 

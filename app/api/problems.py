@@ -26,6 +26,7 @@ from app.errors import (
     RequestTimedOut,
     UnsupportedBody,
 )
+from app.tracing.trace import note_error
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,16 @@ class Problem(BaseModel):
 
 
 def as_problem(exc: Exception) -> AllrounderError:
-    """Any exception as a typed error with a text that may be shown. Logs what it hides."""
+    """Any exception as a typed error with a text that may be shown.
+
+    Logs what it hides; the request's trace, if there is one, learns how it ends.
+    """
+    error = _typed(exc)
+    note_error(error)
+    return error
+
+
+def _typed(exc: Exception) -> AllrounderError:
     match exc:
         case AllrounderError():
             return exc

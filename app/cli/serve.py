@@ -30,7 +30,7 @@ def _run(args: list[str], command: str) -> None:
     from pydantic import ValidationError
     from pydantic_settings import SettingsError
 
-    from app.errors import KeyFileUnusable
+    from app.errors import StartupError
     from app.main import serve as run
     from app.settings import Settings
 
@@ -46,7 +46,7 @@ def _run(args: list[str], command: str) -> None:
         raise typer.Exit(2) from err
     try:
         code = run(settings, only_worker=command == "worker")
-    except KeyFileUnusable as err:
-        typer.echo(f"allrounder {command}: {err}", err=True)
-        raise typer.Exit(2) from None
+    except StartupError as err:
+        typer.echo(f"allrounder {command}: {err.message}", err=True)
+        raise typer.Exit(2) from err
     raise typer.Exit(code)

@@ -152,7 +152,12 @@ class TokenChunk:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timing:
-    """Seconds spent per stage; `queue` is from arrival to admission."""
+    """Seconds spent per stage; `queue` is from arrival to admission.
+
+    Attributes:
+        began: seconds after arrival at which each stage began, of those that did; `decode` with
+            the first token.
+    """
 
     queue: float = 0.0
     encode: float = 0.0
@@ -160,6 +165,7 @@ class Timing:
     prefill: float = 0.0
     decode: float = 0.0
     total: float = 0.0
+    began: Mapping[Stage, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

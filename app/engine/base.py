@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from app.core import Capabilities, ChatRequest, ChatResult, FinishReason, PromptShape, TokenChunk
+from app.core import (
+    Capabilities,
+    ChatRequest,
+    ChatResult,
+    FinishReason,
+    PromptShape,
+    Timing,
+    TokenChunk,
+)
+from app.engine.clock import StageClock
 from app.engine.tickets import Demand
 from app.errors import AllrounderError
 
@@ -55,6 +64,8 @@ class Running(Protocol):
     def request(self) -> ChatRequest: ...
     @property
     def num_generated(self) -> int: ...
+    @property
+    def clock(self) -> StageClock: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,7 +153,7 @@ class Observer(Protocol):
 
     def finished(self, request: ChatRequest, result: ChatResult) -> None: ...
 
-    def failed(self, request: ChatRequest, error: AllrounderError) -> None: ...
+    def failed(self, request: ChatRequest, error: AllrounderError, *, timing: Timing) -> None: ...
 
 
 class ChatStream(Protocol):

@@ -109,8 +109,9 @@ class Driver:
         error = EngineDead("the engine has ended")
         for job in left:
             self._post(job.stream.deliver, error)
+        now = time.monotonic()
         for job in left:
-            self._observer.failed(job.request, error)
+            self._observer.failed(job.request, error, timing=job.timing(now))
 
     def _jobs_now(self) -> list[Job]:
         with self._changed:
@@ -205,7 +206,8 @@ class Driver:
 
     def _end(self, job: Job, end: ChatResult | AllrounderError) -> None:
         """The one place where a request ends: memory, slot, metrics and stream together."""
-        served = time.monotonic() - job.admitted_at if isinstance(end, ChatResult) else None
+        now = time.monotonic()
+        served = now - job.admitted_at if isinstance(end, ChatResult) else None
         with self._changed:
             self._scheduler.release(job.request.id, service_seconds=served)
             del self._jobs[job.request.id]
@@ -215,6 +217,6 @@ class Driver:
             if isinstance(end, ChatResult):
                 self._observer.finished(job.request, end)
             else:
-                self._observer.failed(job.request, end)
+                self._observer.failed(job.request, end, timing=job.timing(now))
         finally:
             self._post(job.stream.deliver, end)

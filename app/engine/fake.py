@@ -23,13 +23,14 @@ from app.core import (
     PromptShape,
     ScoredToken,
     Selection,
+    Stage,
     StrategyInfo,
-    Timing,
     TokenChunk,
     TokenGrid,
 )
 from app.cost import cost_of
 from app.engine.base import CacheCounts, DeviceOutOfMemory, Outcome, Prepared, Running
+from app.engine.clock import StageClock
 from app.engine.tickets import Demand
 from app.errors import AllrounderError, BudgetTooSmall, InvalidField
 
@@ -66,7 +67,7 @@ class FakeRunning:
     shape: PromptShape
     plan: Plan
     words: tuple[str, ...]
-    begun: float
+    clock: StageClock
     num_generated: int = 0
     answer: str = ""
     scored: tuple[ScoredToken, ...] = ()
@@ -141,9 +142,9 @@ class FakeRunner:
     def step(self, work: Sequence[tuple[Running, int]]) -> list[Outcome]:
         if self.is_lost:
             raise DeviceLost
+        shares = [(cast(FakeRunning, running), num_rows) for running, num_rows in work]
         if self.step_seconds:
             time.sleep(self.step_seconds)
-        shares = [(cast(FakeRunning, running), num_rows) for running, num_rows in work]
         if sum(min(rows, running.num_pending or 1) for running, rows in shares) > self.max_rows:
             raise DeviceOutOfMemory
         outcomes = [self._compute(running, num_rows) for running, num_rows in shares]
@@ -157,7 +158,7 @@ class FakeRunner:
     def finish(self, running: Running, reason: FinishReason) -> ChatResult:
         assert isinstance(running, FakeRunning)
         self.release(running)
-        now, request = time.monotonic(), running.request
+        request, form = running.request, running.request.budget.form
         cost = cost_of(GEOMETRY, running.shape, running.plan, num_generated=running.num_generated)
         return ChatResult(
             request_id=request.id,
@@ -167,8 +168,8 @@ class FakeRunner:
             num_generated=running.num_generated,
             plan=running.plan,
             cost=cost,
-            budget_limit=_limit(request, cost.prefill_ratio),
-            timing=Timing(queue=running.begun - request.arrival, total=now - request.arrival),
+            budget_limit=form.share if isinstance(form, FlopsShare) else cost.prefill_ratio,
+            timing=running.clock.timing(time.monotonic()),
             grids=(GRID,) * len(request.images),
             scored=running.scored,
         )
@@ -192,8 +193,10 @@ class FakeRunner:
             shape=prepared.shape,
             plan=prepared.plan,
             words=_words(prepared.request.question),
-            begun=time.monotonic(),
+            clock=StageClock(arrival=prepared.request.arrival),
         )
+        for stage in (Stage.ENCODE, Stage.PLAN, Stage.PREFILL):
+            begun.clock.enters(stage, time.monotonic())
         begun.restart()
         self.running[prepared.request.id] = begun
         return begun
@@ -218,6 +221,7 @@ class FakeRunner:
             raise fault
         if request.plan_only:
             return Outcome(request_id=request.id, result=self.finish(running, FinishReason.STOP))
+        running.clock.enters(Stage.DECODE, time.monotonic())
         text, reason = _next(running)
         chunk = TokenChunk(text=text, scored=_scored(text, request.sampling.top_logprobs))
         running.scored += chunk.scored
@@ -253,11 +257,6 @@ def _next(running: FakeRunning) -> tuple[str, FinishReason | None]:
 def _scored(text: str, num_top: int | None) -> tuple[ScoredToken, ...]:
     token = ScoredToken(content=text.encode(), logprob=math.log(0.5))
     return () if num_top is None else (replace(token, top=(token,) * min(num_top, 1)),)
-
-
-def _limit(request: ChatRequest, spent: float) -> float:
-    form = request.budget.form
-    return form.share if isinstance(form, FlopsShare) else spent
 
 
 def _plan(request: ChatRequest, shape: PromptShape) -> Plan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.core import ChatRequest
+from app.core import ChatRequest, Timing
 from app.engine.base import Prepared, Running
 from app.engine.stream import QueuedStream
 
@@ -26,3 +26,10 @@ class Job:
     @property
     def is_on_device(self) -> bool:
         return self.running is not None or bool(self.admitted_at)
+
+    def timing(self, now: float) -> Timing:
+        """Of the stages so far; `now` in monotonic seconds."""
+        if self.running is not None:
+            return self.running.clock.timing(now)
+        arrival = self.request.arrival
+        return Timing(queue=(self.admitted_at or now) - arrival, total=now - arrival)

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from app.core import Capabilities, ChatRequest, ChatResult, FinishReason
+from app.core import Capabilities, ChatRequest, ChatResult, FinishReason, Stage
 from app.engine.base import (
     ALL_ROWS,
     CacheCounts,
@@ -21,6 +21,7 @@ from app.engine.base import (
     Prepared,
     Running,
 )
+from app.engine.clock import StageClock
 from app.engine.encoder import Encoder
 from app.engine.memory import encoding_error, undone_without_memory
 from app.engine.planner import DEFAULT_USE, CalibrationUse, Planner, request_seed
@@ -122,6 +123,9 @@ class ModelRunner:
         generating = [pair for pair in sequences if not pair[0].request.plan_only]
         if generating:
             started = time.monotonic()
+            for sequence, _ in generating:
+                if not sequence.prefilled:
+                    sequence.clock.enters(Stage.PREFILL, started)
             logits_BN = self._forward(generating)
             outcomes += self._advance_all(generating, logits_BN, time.monotonic() - started)
         for sequence, _ in sequences:
@@ -191,9 +195,10 @@ class ModelRunner:
             text=AnswerText(self._adapter.text_stream(), prepared.request.sampling.stop),
             positions=positions,
             scores=self._scores(prepared.request),
+            clock=StageClock(arrival=prepared.request.arrival, encode=encoded),
         )
-        sequence.clock.queue = max(started - prepared.request.arrival, 0.0)
-        sequence.clock.encode = encoded
+        sequence.clock.enters(Stage.ENCODE, started)
+        sequence.clock.enters(Stage.PLAN, planning)
         sequence.clock.plan = time.monotonic() - planning
         self._held[prepared.request.id] = sequence
         return sequence
@@ -227,6 +232,8 @@ class ModelRunner:
             else:
                 sequence.clock.prefill += took
                 sequence.computed(num_rows)
+                if completes:
+                    sequence.clock.enters(Stage.DECODE, time.monotonic())
             if completes:
                 outcomes.append(self._advance(sequence, next(next_logits)))
         return outcomes
@@ -266,6 +273,7 @@ class ModelRunner:
     def _finish_plan(self, sequence: Sequence) -> Outcome:
         if sequence.awaits_selection:
             started = time.monotonic()
+            sequence.clock.enters(Stage.PREFILL, started)
             with undone_without_memory([sequence.kv]):
                 segment = self._segment(sequence, ALL_ROWS)
                 self._loop.forward([segment], until=sequence.plan.last_selection_layer)

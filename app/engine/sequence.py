@@ -18,10 +18,10 @@ from app.core import (
     Prompt,
     PromptShape,
     Selection,
-    Timing,
     TokenChunk,
 )
 from app.cost import cost_of, kv_bytes_per_row
+from app.engine.clock import StageClock
 from app.engine.kv import SequenceKv, max_rows_held
 from app.engine.rows import Rows, prompt_rows
 from app.engine.sampling import Sampler
@@ -92,17 +92,6 @@ class PreparedPrompt:
 
 
 @dataclass(kw_only=True)
-class StageClock:
-    """Seconds of this request's stages; a shared batch counts in full for each of its requests."""
-
-    queue: float = 0.0
-    encode: float = 0.0
-    plan: float = 0.0
-    prefill: float = 0.0
-    decode: float = 0.0
-
-
-@dataclass(kw_only=True)
 class Sequence:
     """A begun request: plan, KV, sampler and text so far. Satisfies `Running`.
 
@@ -121,7 +110,7 @@ class Sequence:
     positions: PromptPositions
     weights: dict[int, Tensor] = field(default_factory=dict)
     kv: SequenceKv = field(default_factory=SequenceKv)
-    clock: StageClock = field(default_factory=StageClock)
+    clock: StageClock
     token_ids: list[int] = field(default_factory=list)
     scores: Scores | None = None
     rows: Rows | None = None
@@ -249,7 +238,6 @@ class Sequence:
         self.prefilled = False
 
     def result(self, geometry: ModelGeometry, reason: FinishReason, *, now: float) -> ChatResult:
-        clock = self.clock
         return ChatResult(
             request_id=self.request.id,
             answer=self.text.text,
@@ -259,14 +247,7 @@ class Sequence:
             plan=self.prepared.reported(self.plan),
             cost=self.prepared.cost(geometry, self.plan, num_generated=max(self.num_generated, 1)),
             budget_limit=self.prepared.allocation.limit,
-            timing=Timing(
-                queue=clock.queue,
-                encode=clock.encode,
-                plan=clock.plan,
-                prefill=clock.prefill,
-                decode=clock.decode,
-                total=now - self.request.arrival,
-            ),
+            timing=self.clock.timing(now),
             grids=tuple(layout.grid for layout in self.prepared.layouts),
             scored=self.scores.tokens if self.scores else (),
         )

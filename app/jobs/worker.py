@@ -53,10 +53,10 @@ class Answered:
 
 
 class Answer(Protocol):
-    """Answers the body of one line. Cancelling the call cancels the request."""
+    """Answers one line, `job` of its batch. Cancelling the call cancels the request."""
 
     async def __call__(
-        self, url: str, body: Mapping[str, Any], *, tenant: str, id: str
+        self, url: str, body: Mapping[str, Any], *, tenant: str, id: str, job: str
     ) -> Answered: ...
 
 
@@ -215,7 +215,7 @@ class Worker:
         line = await asyncio.to_thread(self._read_line, claim.ref)
         batch, _, idx = claim.job.partition("/")
         id = derived_line_id(batch, int(idx))
-        answered = await self._answer_patiently(line["url"], line["body"], claim.tenant, id)
+        answered = await self._answer_patiently(claim, line, id)
         if answered.code in GIVE_BACK:
             return _Outcome(give_back=True)
         body = dict(answered.body)
@@ -236,12 +236,10 @@ class Worker:
         line: Mapping[str, Any] = json.loads(self._volume.read(ref.sha256, ref.offset, ref.length))
         return line
 
-    async def _answer_patiently(
-        self, url: str, body: Mapping[str, Any], tenant: str, id: str
-    ) -> Answered:
-        attempt = 1
+    async def _answer_patiently(self, claim: Claim, line: Mapping[str, Any], id: str) -> Answered:
+        attempt, url, body = 1, line["url"], line["body"]
         while True:
-            answered = await self._answer(url, body, tenant=tenant, id=id)
+            answered = await self._answer(url, body, tenant=claim.tenant, id=id, job=claim.job)
             if attempt >= MAX_ATTEMPTS or answered.code not in TRY_AGAIN:
                 return answered
             await asyncio.sleep(random.uniform(0, RETRY_SECONDS * 2**attempt))

@@ -8,7 +8,7 @@ from typing import Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from app.core import ChatRequest, ChatResult, FinishReason
+from app.core import ChatRequest, ChatResult, FinishReason, Timing
 from app.errors import AllrounderError, DeadlineExceeded, RequestCancelled
 from app.metrics.definitions import (
     CACHE_HITS_HELP,
@@ -60,7 +60,7 @@ class EngineMetrics:
         self._observe_times(result)
         self._count_compute(result)
 
-    def failed(self, request: ChatRequest, error: AllrounderError) -> None:
+    def failed(self, request: ChatRequest, error: AllrounderError, *, timing: Timing) -> None:
         if not request.plan_only:
             self._traffic.ends.labels(_reason(error)).inc()
 

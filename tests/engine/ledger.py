@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.core import ChatRequest, ChatResult
+from app.core import ChatRequest, ChatResult, Timing
 from app.errors import AllrounderError
 
 
@@ -31,5 +31,5 @@ class Ledger:
     def finished(self, request: ChatRequest, result: ChatResult) -> None:
         self.ends.setdefault(request.id, []).append(result)
 
-    def failed(self, request: ChatRequest, error: AllrounderError) -> None:
+    def failed(self, request: ChatRequest, error: AllrounderError, *, timing: Timing) -> None:
         self.ends.setdefault(request.id, []).append(error)

@@ -56,7 +56,7 @@ class StandInEngine:
                 self._wanted.clear()
 
     async def __call__(
-        self, url: str, body: Mapping[str, Any], *, tenant: str, id: str
+        self, url: str, body: Mapping[str, Any], *, tenant: str, id: str, job: str
     ) -> Answered:
         async with self._places:
             self.num_running += 1

@@ -65,7 +65,10 @@ async def _engine_seconds(count: int) -> float:
     stepping = asyncio.create_task(engine.step_on())
     began = time.monotonic()
     await asyncio.gather(
-        *(engine("/v1/chat", {"question": "?"}, tenant="t", id=str(n)) for n in range(count))
+        *(
+            engine("/v1/chat", {"question": "?"}, tenant="t", id=str(n), job=f"b/{n}")
+            for n in range(count)
+        )
     )
     stepping.cancel()
     return time.monotonic() - began

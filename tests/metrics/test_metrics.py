@@ -123,7 +123,7 @@ def test_a_plan_without_generation_counts_as_no_request(measured):
     request, result = finished(plan_only=True)
     measured.engine.admitted(request, queue_seconds=1)
     measured.engine.finished(request, result)
-    measured.engine.failed(request, InternalError("x"))
+    measured.engine.failed(request, InternalError("x"), timing=Timing())
     assert measured.value("flops_dense_total") == 0
     assert measured.value("request_queue_time_seconds_count") == 0
     assert sum(measured.value("request_success_total", reason=each) for each in FinishReason) == 0
@@ -139,7 +139,7 @@ def test_a_plan_without_generation_counts_as_no_request(measured):
 )
 def test_a_failed_request_ends_for_a_reason_of_the_closed_set(measured, error, reason):
     request, _ = finished()
-    measured.engine.failed(request, error)
+    measured.engine.failed(request, error, timing=Timing())
     assert measured.value("request_success_total", reason=reason) == 1
 
 

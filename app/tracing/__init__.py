@@ -1,0 +1,1 @@
+"""Traces: one span per request, its stages below; without OpenTelemetry until it is asked for."""
