@@ -9,35 +9,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import Any, Protocol
 
 import uvicorn
-from fastapi import APIRouter, FastAPI
-from fastapi.exceptions import RequestValidationError
-from fastapi.telemetry import TelemetryConfig
-from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.types import Lifespan
+from fastapi import FastAPI
 
 from app import logs
 from app.api.auth import key_ring, protected_scopes
 from app.api.deps import Services
 from app.api.endpoints import ENDPOINTS, WORKER_ENDPOINTS
-from app.api.limits import EXPOSED_HEADERS, Limiter
+from app.api.limits import Limiter
 from app.api.lines import answer_line
-from app.api.middleware import REQUEST_ID_HEADER, RequestContext, SlowBodies
-from app.api.problems import to_response
-from app.api.tracing import RequestTracing
 from app.api.transport import TransportLimits, protocol_with
+from app.api.webapp import bare_app, own_version, wire, wrap
 from app.engine.base import EngineFacade, EngineState, Observer
-from app.errors import AllrounderError, StartupError
+from app.errors import StartupError
 from app.intake.images import ImageDecoder
 from app.intake.requests import ChatLimits
 from app.jobs.runtime import JobsRuntime
@@ -53,15 +43,6 @@ logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 5
 EXIT_ENGINE_FAILED = 3
-# FastAPI's own may be switched on from the environment, and tells what callers wrote.
-NO_TELEMETRY: TelemetryConfig = {
-    "tracing": False,
-    "metrics": False,
-    "logs": False,
-    "operation_spans": False,
-    "auto_configure": False,
-}
-PROBLEMS = (AllrounderError, HTTPException, RequestValidationError, ClientDisconnect)
 
 
 class ServedEngine(EngineFacade, Protocol):
@@ -123,12 +104,12 @@ def create_app(
         started=int(time.time()),
         jobs=runtime.jobs,
     )
-    app = _bare_app(_lifespan(settings, services, engine, runtime, tracer))
+    app = bare_app(_lifespan(settings, services, engine, runtime, tracer))
     app.state.services = services
     app.state.engine = engine
     app.state.runtime = runtime
-    _wire(app, WORKER_ENDPOINTS if only_worker else ENDPOINTS)
-    _wrap(app, settings, HttpMetrics(instruments), tracer)
+    wire(app, WORKER_ENDPOINTS if only_worker else ENDPOINTS)
+    wrap(app, settings, HttpMetrics(instruments), tracer)
     return app
 
 
@@ -166,7 +147,9 @@ def _tracer(settings: Settings) -> Tracer | None:
         raise StartupError(
             "otlp_endpoint: traces need the extra otel (pip install 'allrounder[otel]')"
         ) from err
-    return OtelTracer(settings.otlp_endpoint, ratio=settings.trace_sample_ratio, version=_version())
+    return OtelTracer(
+        settings.otlp_endpoint, ratio=settings.trace_sample_ratio, version=own_version()
+    )
 
 
 def _line_answer(services: Services, tracer: Tracer | None) -> Answer:
@@ -179,49 +162,6 @@ def _line_answer(services: Services, tracer: Tracer | None) -> Answer:
         return Answered(status=status, body=found)
 
     return answer
-
-
-def _bare_app(lifespan: Lifespan[FastAPI]) -> FastAPI:
-    """Its description and its pages are endpoints of our own."""
-    return FastAPI(
-        title="Allrounder",
-        version=_version(),
-        lifespan=lifespan,
-        redirect_slashes=False,
-        telemetry=NO_TELEMETRY,
-        openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
-    )
-
-
-def _wire(app: FastAPI, endpoints: Sequence[APIRouter]) -> None:
-    async def answer_problem(_request: Request, exc: Exception) -> Response:
-        return to_response(exc)
-
-    for kind in PROBLEMS:
-        app.add_exception_handler(kind, answer_problem)
-    for api in endpoints:
-        app.include_router(api)
-
-
-def _wrap(
-    app: FastAPI, settings: Settings, http_metrics: HttpMetrics, tracer: Tracer | None
-) -> None:
-    """From the innermost layer to the outermost."""
-    if tracer is not None:
-        app.add_middleware(RequestTracing, tracer=tracer)
-    app.add_middleware(SlowBodies, seconds=settings.slow_client_seconds)
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=("GET", "POST", "DELETE"),
-            allow_headers=("*",),
-            allow_credentials=False,
-            expose_headers=(REQUEST_ID_HEADER, "Retry-After", *EXPOSED_HEADERS),
-        )
-    app.add_middleware(RequestContext, metrics=http_metrics)
 
 
 async def _load(engine: ServedEngine) -> None:
@@ -238,13 +178,6 @@ def _limits(settings: Settings) -> ChatLimits:
         max_tokens_limit=settings.max_tokens_limit,
         max_image_bytes=settings.max_image_bytes,
     )
-
-
-def _version() -> str:
-    try:
-        return version("allrounder")
-    except PackageNotFoundError:
-        return "0"
 
 
 class Server(uvicorn.Server):

@@ -94,6 +94,10 @@ def live_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def batch_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server process with a queue of its own."""
     folder = tmp_path_factory.mktemp("batch")
-    settings = {"embedded_redis": "true", "data_dir": folder / "data", "log_level": "error"}
+    settings: dict[str, Any] = {
+        "embedded_redis": "true",
+        "data_dir": folder / "data",
+        "log_level": "error",
+    }
     with live_server(folder / "log", **settings) as url:
         yield url

@@ -77,7 +77,7 @@ def image() -> str:
 async def test_r10_sigterm_answers_who_was_admitted_and_gives_lines_back(
     own_redis: RunningServer, tmp_path: Path, image: str
 ) -> None:
-    settings = {
+    settings: dict[str, Any] = {
         "redis_url": own_redis.url,
         "data_dir": tmp_path / "data",
         "max_queue": 2 * NUM_CALLERS,
@@ -149,7 +149,7 @@ async def _is_refused(probe: httpx2.AsyncClient) -> bool:
 async def test_a_worker_killed_at_work_loses_nothing_and_another_takes_over(
     own_redis: RunningServer, tmp_path: Path, image: str
 ) -> None:
-    settings = {
+    settings: dict[str, Any] = {
         "redis_url": own_redis.url,
         "data_dir": tmp_path / "data",
         "batch_lease_seconds": 2,
