@@ -30,8 +30,8 @@ from app.engine.base import EngineFacade, EngineState, Observer
 from app.errors import StartupError
 from app.intake.images import ImageDecoder
 from app.intake.requests import ChatLimits
+from app.jobs.execution import Answer, Answered
 from app.jobs.runtime import JobsRuntime
-from app.jobs.worker import Answer, Answered
 from app.metrics.definitions import build_instruments
 from app.metrics.exposition import render
 from app.metrics.stages import EngineGauges, EngineMetrics, HttpMetrics

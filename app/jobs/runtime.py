@@ -13,12 +13,13 @@ from app.engine.base import EngineFacade, EngineState
 from app.errors import QueueNotConfigured, QueueUnavailable
 from app.jobs.beat import Progress
 from app.jobs.connection import connect
+from app.jobs.execution import Answer
 from app.jobs.queue import Queue
 from app.jobs.server import QueueServer
 from app.jobs.service import Jobs, JobsOptions
 from app.jobs.store import Store
 from app.jobs.transitions import QueueLimits
-from app.jobs.worker import Answer, Worker, look_ahead
+from app.jobs.worker import Worker, look_ahead
 from app.metrics.jobs import JobsGauges
 from app.settings import Settings
 

@@ -17,10 +17,11 @@ from typing import Any
 
 from app.jobs.beat import Progress
 from app.jobs.connection import connect
+from app.jobs.execution import Answered
 from app.jobs.queue import Queue
 from app.jobs.store import Store
 from app.jobs.transitions import QueueLimits
-from app.jobs.worker import Answered, Worker, look_ahead
+from app.jobs.worker import Worker, look_ahead
 
 POISON = "poison"
 
