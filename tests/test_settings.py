@@ -13,7 +13,8 @@ def no_port_of_the_shell(monkeypatch):
     monkeypatch.delenv("PORT", raising=False)
 
 
-def test_the_defaults_serve_the_demo_model_on_this_machine():
+def test_the_defaults_serve_the_demo_model_on_this_machine(monkeypatch):
+    monkeypatch.delenv("ALLROUNDER_EMBEDDED_REDIS")
     settings = Settings()
     assert (settings.model, settings.host, settings.port) == ("demo", "127.0.0.1", 8000)
     assert settings.default_budget == 1

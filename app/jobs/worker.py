@@ -26,7 +26,7 @@ from app.jobs.transitions import Beat, Claim
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
-_MAX_BACKOFF_SECONDS = 2.0
+_MAX_BACKOFF_SECONDS = 1.0
 _LAST_WORDS_SECONDS = 10.0
 
 
@@ -114,7 +114,7 @@ class Worker:
             await self._queue.retire(self.name)
 
     async def _patiently(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do it again and again; the longer Redis is away, the longer the wait, up to 2 s."""
+        """Do it again and again; the longer Redis is away, the longer the wait, up to 1 s."""
         failures = 1
         while not self._stopping:
             try:

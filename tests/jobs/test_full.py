@@ -25,7 +25,16 @@ LEASE_MS = 2000
 MANY = 100_000
 
 
-@pytest.fixture(params=BINARIES)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each check on both programs in the long form, on one of them in turn in the short."""
+    if "small_server" in metafunc.fixturenames:
+        turn = int("r8" in metafunc.function.__name__)
+        long_form = metafunc.config.getoption("--long")
+        programs = BINARIES if long_form else [BINARIES[turn]]
+        metafunc.parametrize("small_server", programs, indirect=True)
+
+
+@pytest.fixture
 def small_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunningServer]:
     with running_server(request.param, tmp_path / "redis", maxmemory="8mb") as server:
         yield server

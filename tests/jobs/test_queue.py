@@ -112,7 +112,7 @@ async def test_fifty_thousand_lines_are_submitted_in_seconds(
 def test_every_script_says_what_redis_must_know_of_it() -> None:
     for name, source in load_sources().items():
         assert source.startswith("#!lua"), name
-    need_memory = {"create", "submit"}
+    need_memory = {"add_file", "create", "submit"}
     assert {
         name
         for name, source in load_sources().items()

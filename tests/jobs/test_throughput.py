@@ -82,7 +82,7 @@ async def _until(queue: Queue, batch: str, ended: int) -> None:
 async def test_the_queue_costs_little_beside_the_engine_and_workers_add_up(
     queue, redis_url, store, long_form
 ):
-    count = 10_000 if long_form else 800
+    count = 10_000 if long_form else 480
     engine = await _engine_seconds(count)
     alone = await _seconds(queue, store, redis_url, count=count, workers=1)
     paired = await _seconds(queue, store, redis_url, count=count, workers=2)

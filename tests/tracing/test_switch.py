@@ -72,7 +72,7 @@ def test_without_an_endpoint_nothing_of_it_is_imported_or_in_the_way(before):
     ran = run(before + OFF)
     assert ran.returncode == 0, ran.stderr
     imported = [] if not before else ["opentelemetry.exporter"]
-    assert ran.stdout.splitlines() == ["Engine", "['RequestContext']", str(imported)]
+    assert ran.stdout.splitlines() == ["Engine", "['RequestContext', 'SlowBodies']", str(imported)]
 
 
 def test_a_server_that_shall_trace_but_cannot_refuses_to_start():
