@@ -103,6 +103,7 @@ class Heart(threading.Thread):
         self._leases, self._progress = leases, progress
         self._seconds, self._on_beat = seconds, on_beat
         self._stopped = threading.Event()
+        self._is_failing = False
 
     def stop(self) -> None:
         """From then on leases run out. The thread ends soon."""
@@ -130,7 +131,10 @@ class Heart(threading.Thread):
         for _ in range(2):
             try:
                 self._on_beat(await beat(held))
+                self._is_failing = False
                 return
             except (RedisError, OSError) as err:
-                logger.warning("a heartbeat failed: %s", type(err).__name__)
+                if not self._is_failing:
+                    logger.warning("heartbeats fail: %s", type(err).__name__)
+                self._is_failing = True
                 await asyncio.sleep(min(_RETRY_SECONDS, self._seconds))
