@@ -18,6 +18,7 @@ from app.jobs.queue import Queue
 from app.jobs.server import QueueServer
 from app.jobs.service import Jobs, JobsOptions
 from app.jobs.store import Store
+from app.jobs.tasks import end
 from app.jobs.transitions import QueueLimits
 from app.jobs.worker import Worker, look_ahead
 from app.metrics.jobs import JobsGauges
@@ -111,8 +112,7 @@ class JobsRuntime:
     async def stop(self) -> None:
         await self.release()
         if self._running is not None:
-            self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
+            await end(self._running)
         if self._jobs is not None:
             await self._jobs.stop()
         await self.server.stop()

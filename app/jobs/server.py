@@ -26,6 +26,7 @@ from app.jobs.embedded.binary import find_binary
 from app.jobs.embedded.folder import DataFolder
 from app.jobs.embedded.process import EmbeddedServer
 from app.jobs.features import ServerFacts, examine_server
+from app.jobs.tasks import end
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -142,8 +143,7 @@ class QueueServer:
     async def stop(self) -> None:
         """Disconnect, then end the embedded server in order. Jobs stay in its folder."""
         if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+            await end(self._watching)
         self._note(state=State.STOPPED, reason="stopped")
         client, self._client = self._client, None
         if client is not None:

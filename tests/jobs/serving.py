@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import socket
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import replace
 
 import httpx2
@@ -22,6 +22,7 @@ from app.jobs.records import LineResult
 from app.jobs.service import Jobs, JobsOptions
 from app.jobs.states import JobState
 from app.jobs.store import Store
+from app.jobs.tasks import end
 from app.main import create_app
 from app.settings import Settings
 
@@ -168,9 +169,7 @@ class Executor:
         try:
             yield self
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await end(task)
 
     async def _run(self):
         await self.queue.prepare()
