@@ -83,7 +83,8 @@ class Steward:
         task, self._task = self._task, None
         if task is not None:
             with contextlib.suppress(TimeoutError, asyncio.CancelledError):
-                await asyncio.wait_for(task, STOP_SECONDS)
+                async with asyncio.timeout(STOP_SECONDS):
+                    await task
 
     async def step(self) -> bool:
         """Look after the batch that needs it most; False: none did."""
@@ -115,7 +116,8 @@ class Steward:
                     logger.exception("a batch could not be looked after")
             if pause:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), pause)
+                    async with asyncio.timeout(pause):
+                        await self._woken.wait()
 
     async def _do_chores(self) -> None:
         if time.monotonic() < self._chores_due:

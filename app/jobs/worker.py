@@ -137,10 +137,9 @@ class Worker:
         if room > 0:
             for claim in await self._queue.claim(self.name, room, running=len(self._leases)):
                 self._begin(claim)
-        try:
-            await asyncio.wait_for(self._room.wait(), self._poll_seconds)
-        except TimeoutError:
-            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._poll_seconds):
+                await self._room.wait()
 
     async def _reap_on(self) -> None:
         await self._queue.reap()

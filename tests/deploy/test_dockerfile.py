@@ -159,7 +159,15 @@ def test_the_stages_can_be_carried_out_and_the_result_serves(
         body = {"image": example(), "question": "Describe the largest shape.", "budget": 0.5}
         answer = httpx2.post(f"{url}/v1/chat", json=body, timeout=60, trust_env=False)
         assert answer.json()["pruning"]["strategy"] == "par"
+        for name, content in pages().items():
+            assert httpx2.get(url + name, trust_env=False).content == content
     assert files_of(tree.root / "opt") == before
+
+
+def pages() -> dict[str, bytes]:
+    """What the wheel must carry for a browser: path -> content."""
+    web = ROOT / "app" / "web"
+    return {f"/web/{path.relative_to(web)}": path.read_bytes() for path in files_of(web)}
 
 
 def files_of(folder: Path) -> set[Path]:

@@ -101,23 +101,27 @@ async def test_r2_a_killed_server_loses_nothing(queue, own_server, store, rng, l
 
 
 async def test_r3_a_frozen_worker_that_wakes_is_refused(queue, own_server, store, rng, long_form):
-    count, freezes = (1000, 10) if long_form else (250, 2)
+    """A result races with the beat that would have told its worker: freeze until one has won."""
+    count, freezes = 1000 if long_form else 400, range(10)
     asked = questions(count)
     batch = await load_batch(queue, store, asked)
     with Fleet(own_server.url, store.results.parent, options=["--steps", "30"]) as fleet:
-        for freeze in range(freezes):
-            await _wait_for(queue, batch, count * freeze // (freezes + 2) + 1, fleet)
+        for freeze in freezes:
+            await _wait_for(queue, batch, count * freeze // (len(freezes) + 2) + 1, fleet)
             frozen = rng.choice(fleet.members)
             fleet.freeze(frozen)
             await asyncio.sleep(2.5 * LEASE_MS / 1000)
             fleet.thaw(frozen)
+            await asyncio.sleep(0.5)
+            if not long_form and (await queue.census()).stats.get("stale_results"):
+                break
         await wait_until_ended(queue, [batch], fleet, seconds=300)
         await asyncio.sleep(0.5)
     found = await check_all(queue, store, batch, asked)
     stats = (await queue.census()).stats
-    _tell("R-3", lines=count, freezes=freezes, **found, **stats)
+    _tell("R-3", lines=count, freezes=freeze + 1, **found, **stats)
     assert found == {JobState.DONE: count}
-    assert stats["stale_results"] > 0, "no stale result came: the run proved nothing"
+    assert stats.get("stale_results", 0) > 0, "no stale result came: the run proved nothing"
 
 
 async def test_r4_poison_ends_alone_and_takes_no_innocent_line_along(

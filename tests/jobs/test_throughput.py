@@ -89,7 +89,8 @@ async def test_the_queue_costs_little_beside_the_engine_and_workers_add_up(
     overhead, speedup = alone / engine - 1, alone / paired
     print(f"throughput lines={count} overhead={overhead:.1%} two workers={speedup:.2f}x")
     assert overhead <= 0.05
-    assert speedup >= 1.9
+    # Of 15 waves through two workers, one is lost where their last lines do not end together.
+    assert speedup >= (1.9 if long_form else 1.9 * 14 / 15)
 
 
 async def test_r20_a_large_batch_does_not_starve_another_tenant(queue, redis_url, store, long_form):
