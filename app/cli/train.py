@@ -40,22 +40,29 @@ def demo(
     refine: Annotated[
         bool, typer.Option(help="With --start: the recipe's last run instead of its second.")
     ] = False,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave out a part: token-drop, layer-drop, grounding. Repeatable."),
+    ] = None,
     threads: Count = None,
     seed: Annotated[int, typer.Option(help="Of scenes, weights and order.")] = 0,
 ) -> None:
     """Train the embedded model on procedural scenes; run it again to resume."""
-    from app.demo.train import DemoTrainingOptions, continued, refined, train
+    from app.demo.train import DemoTrainingOptions, Part, ablated, continued, refined, train
 
     logging.basicConfig(level=logging.INFO)
     if refine and start is None:
         raise typer.BadParameter("--refine goes on from a model: give --start as well")
+    unknown = set(without or ()) - set(Part)
+    if unknown:
+        raise typer.BadParameter(f"no part of the recipe: {', '.join(sorted(unknown))}")
     if start is None:
         defaults = DemoTrainingOptions()
     else:
         defaults = refined(start) if refine else continued(start)
     train(
         replace(
-            defaults,
+            ablated(defaults, map(Part, without or ())),
             output=output or defaults.output,
             work=work or defaults.work,
             num_scenes=scenes or defaults.num_scenes,

@@ -43,6 +43,8 @@ class Plan:
     # Further questions of each type that counts, for a model that has learned the rest.
     per_number_type: int = 0
     max_layer_drop: float = 0.15
+    # Whether visual tokens are hidden from the decoder while it learns.
+    drops_tokens: bool = True
 
     @classmethod
     def continued(cls, **changes: Any) -> Plan:
@@ -101,7 +103,7 @@ def draw_lesson(
     return Lesson(
         scenes=indexes,
         packed=pack(rows, marks, max_blocks=plan.max_blocks),
-        kept=_draw_kept(rng, shown, informed_only=drill or progress < plan.informed_until),
+        kept=_draw_kept(rng, shown, plan, informed_only=drill or progress < plan.informed_until),
         skip=_draw_skip(rng, num_layers, plan.max_layer_drop * min(1.0, 2 * progress)),
     )
 
@@ -137,18 +139,18 @@ def _ask_yes_no(scene: Scene, asker: Random, count: int) -> list[Question]:
 
 
 def _draw_kept(
-    rng: np.random.Generator, shown: NDArray[np.bool_], *, informed_only: bool
+    rng: np.random.Generator, shown: NDArray[np.bool_], plan: Plan, *, informed_only: bool
 ) -> Tensor:
     """Sorted visual tokens to keep: objects and some background at first, then any, then all."""
     kind = rng.random()
+    if not plan.drops_tokens or (kind >= 0.8 and not informed_only):
+        return torch.arange(NUM_PATCHES).expand(len(shown), -1)
     if informed_only:
         informed, count = True, int(rng.uniform(70, 110))
     elif kind < 0.4:
         informed, count = True, int(rng.uniform(60, 130))
-    elif kind < 0.8:
-        informed, count = False, int(NUM_PATCHES * rng.uniform(0.3, 0.9))
     else:
-        return torch.arange(NUM_PATCHES).expand(len(shown), -1)
+        informed, count = False, int(NUM_PATCHES * rng.uniform(0.3, 0.9))
     priority = rng.random(shown.shape) + (shown if informed else 0.0)
     kept = np.sort(np.argsort(-priority, axis=1)[:, :count], axis=1)
     return torch.from_numpy(kept)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -77,6 +80,27 @@ def refined(start: Path) -> DemoTrainingOptions:
             max_blocks=8, drill_until=0, grounded_until=1.0, yes_no_relations=1, per_number_type=4
         ),
     )
+
+
+class Part(StrEnum):
+    """What of the recipe may be left out, to see what it does."""
+
+    TOKEN_DROP = "token-drop"
+    LAYER_DROP = "layer-drop"
+    GROUNDING = "grounding"
+
+
+def ablated(options: DemoTrainingOptions, parts: Iterable[Part]) -> DemoTrainingOptions:
+    """The same training, as many steps and lessons, without these parts."""
+    changes: dict[Part, dict[str, Any]] = {
+        Part.TOKEN_DROP: {"drops_tokens": False},
+        Part.LAYER_DROP: {"max_layer_drop": 0.0},
+        Part.GROUNDING: {"grounded_until": 0.0},
+    }
+    plan = options.plan
+    for part in parts:
+        plan = replace(plan, **changes[part])
+    return replace(options, plan=plan)
 
 
 def train(options: DemoTrainingOptions) -> None:

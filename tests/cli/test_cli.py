@@ -51,6 +51,8 @@ def test_every_command_has_help(command: list[str]) -> None:
         ["evaluate", "--budgets", "colour=3"],
         ["evaluate", "--limits", "par"],
         ["evaluate", "--routers", "par"],
+        ["train", "demo", "--without", "weights"],
+        ["train", "demo", "--refine"],
         ["train", "router", "--model", "demo"],
         ["chat", "--image", "nowhere.png", "--question", "x"],
     ],
