@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -28,7 +29,7 @@ async def answer_line(
 
     Args:
         url: one of `LINE_URLS`.
-        id: of the request and its answer; of no other request that runs now.
+        id: of the answer, the same each time that the line is executed.
     """
     try:
         if url not in LINE_URLS:
@@ -62,7 +63,9 @@ async def _run(
     if stream:
         raise InvalidField("stream: a line of a batch is not streamed", param="stream")
     as_batch = replace(request, priority=Priority.BATCH)
-    running = await services.engine.submit(as_batch)
+    # A line that was lost may be here twice for a moment: to the engine they are two requests.
+    execution = replace(as_batch, id=f"{request.id}-{secrets.token_hex(4)}")
+    running = await services.engine.submit(execution)
     try:
         return as_batch, await running.result()
     finally:

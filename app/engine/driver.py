@@ -60,7 +60,12 @@ class Driver:
         return bool(self._jobs)
 
     def add(self, job: Job, ticket: Ticket) -> None:
-        """Raises QueueFull or DeadlineExceeded; the caller holds `changed`."""
+        """Raises QueueFull, DeadlineExceeded, or InternalError for an id that is here already.
+
+        The caller holds `changed`.
+        """
+        if ticket.id in self._jobs:
+            raise InternalError("a request with this id is in the engine already")
         self._scheduler.submit(ticket, time.monotonic())
         self._jobs[ticket.id] = job
 

@@ -124,7 +124,7 @@ class Engine:
         assert self._loaded is not None, "a ready engine is loaded"
         runner, driver = self._loaded.runner, self._loaded.driver
         with self._changed:
-            self._loaded.scheduler.check_room()
+            self._loaded.scheduler.check_room(request.priority)
         prepared = await asyncio.to_thread(runner.prepare, request)
         demand = runner.demand(prepared)
         ticket = Ticket(

@@ -57,17 +57,21 @@ class Scheduler:
     def kv_bytes_reserved(self) -> int:
         return sum(entry.kv_reserved for entry in self._running.values())
 
-    def check_room(self) -> None:
-        """Raise QueueFull, with an estimate of when to come back, if one more would not fit."""
-        if self.num_waiting >= self._limits.max_queue:
+    def check_room(self, priority: Priority) -> None:
+        """Raise QueueFull, with an estimate of when to come back, if one more would not fit.
+
+        Each lane has room of its own: neither kind of request can shut the other out.
+        """
+        num_waiting = len(self._lanes[priority])
+        if num_waiting >= self._limits.max_queue:
             raise QueueFull(
-                f"{self.num_waiting} requests are waiting, which is the limit",
+                f"{num_waiting} requests are waiting, which is the limit",
                 retry_after_seconds=max(self.expected_wait_seconds(), 1.0),
             )
 
     def submit(self, ticket: Ticket, now: float) -> None:
         """Queue a request. Raises QueueFull, or DeadlineExceeded where waiting is hopeless."""
-        self.check_room()
+        self.check_room(ticket.priority)
         if ticket.deadline is not None and now + self._certain_wait() >= ticket.deadline:
             raise DeadlineExceeded(
                 "the deadline passes before this request could begin",

@@ -79,7 +79,8 @@ class Progress:
 
 
 class Heart(threading.Thread):
-    """Beats until stopped. What a beat says is handed to `on_beat` on the heart's own thread.
+    """Beats until stopped. What a beat says of the leases it was for, by job with their fences,
+    is handed to `on_beat` on the heart's own thread.
 
     Args:
         open_beat: opens a connection on this thread's event loop -> the call that beats with it,
@@ -96,7 +97,7 @@ class Heart(threading.Thread):
         progress: Progress,
         *,
         seconds: float,
-        on_beat: Callable[[Beat], None],
+        on_beat: Callable[[Mapping[str, int], Beat], None],
     ) -> None:
         super().__init__(name="heartbeat", daemon=True)
         self._open_beat = open_beat
@@ -130,7 +131,7 @@ class Heart(threading.Thread):
             return
         for _ in range(2):
             try:
-                self._on_beat(await beat(held))
+                self._on_beat(held, await beat(held))
                 self._is_failing = False
                 return
             except (RedisError, OSError) as err:

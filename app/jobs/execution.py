@@ -18,10 +18,17 @@ from app.jobs.transitions import Claim
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
+# How often a line is read before its bytes are taken for lost.
+MAX_READS = 5
 RETRY_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 8.0
 # The engine is going away: the line is another worker's, or this one's after a restart.
 GIVE_BACK = frozenset({"draining", "engine_dead", "loading"})
-TRY_AGAIN = frozenset({"engine_oom", "queue_full"})
+# Of a step that others shared; whose fault it was shows when the line runs alone.
+FAULTS = frozenset({"internal_error"})
+NO_MEMORY = "engine_oom"
+# Not the line's end: its turn has not come.
+NO_ROOM = "queue_full"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,27 +64,38 @@ class Volume(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """How an execution ended: with something to publish, or not by itself."""
+    """How an execution ended: with something to publish, or not by itself.
+
+    Attributes:
+        give_back: to be executed again, by whomever.
+        failed: it is given back because something went wrong beside others.
+        unreadable: it is given back because the volume could not be read.
+    """
 
     state: JobState = JobState.FAILED
     content: bytes = b""
     result: LineResult = field(default_factory=lambda: LineResult(code="internal_error"))
     give_back: bool = False
+    failed: bool = False
+    unreadable: bool = False
 
 
 async def execute(claim: Claim, volume: Volume, answer: Answer) -> Outcome:
     """Cancelling the call gives up the request."""
-    line = await asyncio.to_thread(_read_line, volume, claim.ref)
+    try:
+        line = await asyncio.to_thread(_read_line, volume, claim.ref)
+    except OSError as err:
+        return _unread(claim, err)
     batch, _, idx = claim.job.partition("/")
     id = derived_line_id(batch, int(idx))
     answered = await _answer_patiently(answer, claim, line, id)
     if answered.code in GIVE_BACK:
         return Outcome(give_back=True)
+    if answered.code in FAULTS and not claim.is_alone:
+        return Outcome(give_back=True, failed=True)
     body = dict(answered.body)
     usage = body.get("usage") or {}
-    content = json.dumps(
-        {"status_code": answered.status, "request_id": id, "body": body}, ensure_ascii=False
-    ).encode()
+    content = json.dumps({"status_code": answered.status, "request_id": id, "body": body}).encode()
     result = LineResult(
         status=answered.status,
         code=answered.code or None,
@@ -97,6 +115,14 @@ def outcome_of(task: asyncio.Task[Outcome]) -> Outcome:
     return task.result()
 
 
+def _unread(claim: Claim, err: OSError) -> Outcome:
+    """A volume may come late, or be another worker's only; what is gone is gone for all."""
+    logger.error("a line could not be read: %s", type(err).__name__, extra={"job": claim.job})
+    if claim.attempts >= MAX_READS:
+        return Outcome(result=LineResult(code="input_unavailable"))
+    return Outcome(give_back=True, unreadable=True)
+
+
 def _read_line(volume: Volume, ref: LineRef) -> Mapping[str, Any]:
     line: Mapping[str, Any] = json.loads(volume.read(ref.sha256, ref.offset, ref.length))
     return line
@@ -105,10 +131,14 @@ def _read_line(volume: Volume, ref: LineRef) -> Mapping[str, Any]:
 async def _answer_patiently(
     answer: Answer, claim: Claim, line: Mapping[str, Any], id: str
 ) -> Answered:
-    attempt, url, body = 1, line["url"], line["body"]
+    attempt, refused, url, body = 1, 0, line["url"], line["body"]
     while True:
         answered = await answer(url, body, tenant=claim.tenant, id=id, job=claim.job)
-        if attempt >= MAX_ATTEMPTS or answered.code not in TRY_AGAIN:
+        if answered.code == NO_ROOM:
+            refused += 1
+        elif answered.code == NO_MEMORY and attempt < MAX_ATTEMPTS:
+            attempt += 1
+        else:
             return answered
-        await asyncio.sleep(random.uniform(0, RETRY_SECONDS * 2**attempt))
-        attempt += 1
+        pause = min(RETRY_SECONDS * 2 ** (attempt + refused), LONGEST_PAUSE_SECONDS)
+        await asyncio.sleep(random.uniform(0, pause))

@@ -130,10 +130,11 @@ def _check_counts(scan: _Scan) -> list[str]:
     if int(scan.depth.get(":all", 0)) != sum(depth.values()):
         wrong.append(f"depth of all is {scan.depth.get(':all')}, not {sum(depth.values())}")
     inside = scan.undelivered + scan.pending
-    held = Counter(scan.jobs[id]["tenant"] for id in inside if id in scan.jobs)
+    waiting = [scan.jobs[id] for id in scan.undelivered if id in scan.jobs]
+    new = Counter(job["tenant"] for job in waiting if job["slane"] == keys.LANE_BATCH)
     windows = {name: int(count) for name, count in scan.window.items()}
-    if windows != dict(held):
-        wrong.append(f"windows say {windows}, the lanes hold {dict(held)}")
+    if windows != dict(new):
+        wrong.append(f"windows say {windows}, new lines wait in the lane: {dict(new)}")
     if strange := set(inside) - set(scan.jobs):
         wrong.append(f"lanes hold {len(strange)} entries without a job")
     return wrong

@@ -10,7 +10,7 @@ a line in twice is seen.
 | `job:<id>` | hash | the only truth about a line: state, fence, stream entry, crashes, result |
 | `lane:<name>` | stream | lines that wait or run; an entry leaves when its job ends |
 | `backlog:<tenant>` | list | batches with lines beyond the tenant's window, from their `next` on |
-| `window` | hash | lines of each tenant that are in a lane |
+| `window` | hash | lines of each tenant that wait in the lane `batch` |
 | `depth` | hash | lines admitted and not ended, of all and of each tenant |
 | `batch:<id>` | hash | the batch: status, counts, times, the fence of its steward |
 | `batches:<tenant>` | sorted set | ids by time of creation, for lists with cursors |
@@ -23,6 +23,8 @@ a line in twice is seen.
 | `solo` | string | the worker that empties its batch to run suspect lines alone |
 | `workers` | sorted set | workers by their last beat (ms) |
 | `dead` | stream | lines that killed their worker when run alone |
+| `reaped` | string | when (ms) lines were last taken back from those who are silent |
+| `grace` | string | Redis was away: who is silent is not dead yet |
 | `stats` | hash | counters: lease_lost, redelivered, stale_results, dead |
 | `sweeping` | string | the volume was swept, or is being swept, not long ago |
 | `volume` | string | mark of the volume that holds the bytes |
@@ -41,7 +43,7 @@ LANE_BATCH: Final = "batch"
 # In order of claiming: what may be poison is settled first, what was begun before goes next.
 LANES: Final = (LANE_SUSPECT, LANE_RETRY, LANE_BATCH)
 
-# A tenant's lines in the lane at once: another tenant waits behind at most this many of each.
+# A tenant's lines that wait in the lane: another tenant waits behind at most this many of each.
 WINDOW: Final = 64
 # Long enough for a pause of the process or of Redis, short enough that work moves on soon.
 LEASE_MS: Final = 30_000

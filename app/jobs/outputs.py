@@ -25,6 +25,7 @@ ERROR = "error"
 _MESSAGES = {
     "batch_cancelled": "the batch was cancelled before this request was executed",
     "batch_expired": "the completion window ended before this request was executed",
+    "input_unavailable": "the request could not be read from the volume of files",
     "worker_lost": "the worker failed repeatedly while it executed this request alone",
     "result_lost": "the response to this request is no longer on the volume",
 }

@@ -85,7 +85,7 @@ class Queue:
     async def claim(self, worker: str, wanted: int, *, running: int) -> list[Claim]:
         """At most so many lines; `running` are those this worker holds already."""
         limits = self.limits
-        rows = await self._run("claim", worker, wanted, running, limits.solo_ms)
+        rows = await self._run("claim", worker, wanted, running, limits.solo_ms, limits.window)
         return [
             Claim(
                 job=job,
@@ -93,8 +93,9 @@ class Queue:
                 tenant=tenant,
                 ref=LineRef.model_validate_json(ref),
                 attempts=int(attempts),
+                is_alone=bool(alone),
             )
-            for job, fence, tenant, ref, attempts in rows
+            for job, fence, tenant, ref, attempts, alone in rows
         ]
 
     async def beat(self, worker: str, leases: Mapping[str, int]) -> Beat:
@@ -108,8 +109,9 @@ class Queue:
         found = await self._run("done", job, fence, state, text, int(good), self.limits.window)
         return bool(found)
 
-    async def release(self, job: str, fence: int) -> bool:
-        return bool(await self._run("release", job, fence, self.limits.window))
+    async def release(self, job: str, fence: int, *, failed: bool = False) -> bool:
+        """Hand it back; what `failed` beside others twice is handed out alone."""
+        return bool(await self._run("release", job, fence, self.limits.window, int(failed)))
 
     async def retire(self, worker: str) -> None:
         """The worker claims no more; its turn at suspect lines goes to another at once."""

@@ -56,13 +56,18 @@ class NewBatch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
-    """A line that this worker may execute; the fence says which execution it is."""
+    """A line that this worker may execute; the fence says which execution it is.
+
+    Attributes:
+        is_alone: nothing else of the queue runs in this worker meanwhile.
+    """
 
     job: str
     fence: int
     tenant: str
     ref: LineRef
     attempts: int
+    is_alone: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

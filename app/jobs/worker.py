@@ -11,7 +11,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
 _MAX_BACKOFF_SECONDS = 1.0
+_MAX_CLOSED_SECONDS = 30.0
 _LAST_WORDS_SECONDS = 10.0
 
 
@@ -70,9 +71,12 @@ class Worker:
         self._free_slots, self._progress = free_slots, progress
         self._poll_seconds = poll_seconds
         self._leases = Leases()
-        self._executing: dict[str, asyncio.Task[Outcome]] = {}
+        # By job and fence: of a lost line an execution may still be ending when it comes back.
+        self._executing: dict[tuple[str, int], asyncio.Task[Outcome]] = {}
         self._publishing: set[asyncio.Task[None]] = set()
         self._room = asyncio.Event()
+        self._unread_in_a_row = 0
+        self._closed_until = 0.0
         self._stopping = False
         self._heart = Heart(
             lambda: self._open_beat(open_queue),
@@ -133,7 +137,8 @@ class Worker:
     async def _claim_on(self) -> None:
         self._progress.turned()
         self._room.clear()
-        room = self._free_slots(len(self._executing))
+        is_open = time.monotonic() >= self._closed_until
+        room = self._free_slots(len(self._executing)) if is_open else 0
         if room > 0:
             for claim in await self._queue.claim(self.name, room, running=len(self._leases)):
                 self._begin(claim)
@@ -146,18 +151,32 @@ class Worker:
         await asyncio.sleep(self._queue.limits.lease_ms / 1000 / 3)
 
     def _begin(self, claim: Claim) -> None:
+        for (job, fence), task in self._executing.items():
+            if job == claim.job and fence != claim.fence:
+                task.cancel()
         self._leases.hold(claim.job, claim.fence)
         task = asyncio.create_task(execute(claim, self._volume, self._answer), name=claim.job)
-        self._executing[claim.job] = task
+        self._executing[claim.job, claim.fence] = task
         task.add_done_callback(partial(self._executed, claim))
 
     def _executed(self, claim: Claim, task: asyncio.Task[Outcome]) -> None:
-        if self._executing.get(claim.job) is task:
-            del self._executing[claim.job]
+        self._executing.pop((claim.job, claim.fence), None)
         self._room.set()
-        ending = asyncio.create_task(self._end(claim, outcome_of(task)))
+        outcome = outcome_of(task)
+        self._heed_volume(outcome)
+        ending = asyncio.create_task(self._end(claim, outcome))
         self._publishing.add(ending)
         ending.add_done_callback(self._publishing.discard)
+
+    def _heed_volume(self, outcome: Outcome) -> None:
+        """A worker that cannot read leaves the lines to those who can, for longer and longer."""
+        now = time.monotonic()
+        if outcome.unreadable and now >= self._closed_until:
+            self._unread_in_a_row += 1
+            pause = min(0.5 * 2**self._unread_in_a_row, _MAX_CLOSED_SECONDS)
+            self._closed_until = now + random.uniform(pause / 2, pause)
+        elif outcome.content:
+            self._unread_in_a_row = 0
 
     async def _end(self, claim: Claim, outcome: Outcome) -> None:
         """Publish or give back once volume and Redis are there; the lease is held until then."""
@@ -178,7 +197,7 @@ class Worker:
 
     async def _tell(self, claim: Claim, outcome: Outcome) -> None:
         if outcome.give_back:
-            await self._queue.release(claim.job, claim.fence)
+            await self._queue.release(claim.job, claim.fence, failed=outcome.failed)
             return
         result = outcome.result
         if outcome.content:
@@ -188,14 +207,16 @@ class Worker:
         if not await self._queue.done(claim.job, claim.fence, outcome.state, result):
             logger.warning("a stale result was refused", extra={"job": claim.job})
 
-    def _hear(self, beat: Beat) -> None:
+    def _hear(self, held: Mapping[str, int], beat: Beat) -> None:
         """On the heart's thread: lines that are no longer ours, or not wanted any more."""
-        if (stopped := beat.lost | beat.stop) and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._stop_lines, stopped)
+        stopped = [(job, held[job]) for job in beat.lost | beat.stop]
+        if stopped and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop_executions, stopped)
 
-    def _stop_lines(self, jobs: frozenset[str]) -> None:
-        for job in jobs:
-            if task := self._executing.get(job):
+    def _stop_executions(self, executions: Iterable[tuple[str, int]]) -> None:
+        """Those only: a line that was lost may be back with another fence."""
+        for execution in executions:
+            if task := self._executing.get(execution):
                 task.cancel()
 
     def _open_beat(

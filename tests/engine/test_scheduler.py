@@ -135,6 +135,19 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
     assert caught.value.retry_after_seconds >= 1
 
 
+def test_neither_kind_of_request_shuts_the_other_out() -> None:
+    scheduler = _scheduler(running=1, queue=2)
+    for name in ("i0", "i1"):
+        _submit(scheduler, _ticket(name))
+    with pytest.raises(QueueFull):
+        _submit(scheduler, _ticket("i2"))
+    for name in ("b0", "b1"):
+        _submit(scheduler, _ticket(name, priority=BATCH))
+    with pytest.raises(QueueFull):
+        _submit(scheduler, _ticket("b2", priority=BATCH))
+    assert scheduler.num_waiting == 4
+
+
 def test_the_estimate_follows_recent_service_times() -> None:
     scheduler = _scheduler(running=2)
     for idx in range(40):
@@ -319,7 +332,7 @@ def test_no_request_is_lost_and_no_limit_is_passed(
                 device.tickets[ticket.id], device.generated[ticket.id] = ticket, 0
                 alive.add(ticket.id)
             except QueueFull:
-                assert queue <= scheduler.num_waiting <= queue + running
+                assert queue <= scheduler.num_waiting <= 2 * queue + running
         if turn < 80 and alive and draw.random() < 0.1:
             _forget(scheduler, device, alive, draw.choice(sorted(alive)))
         for name in scheduler.preempt():

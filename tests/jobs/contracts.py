@@ -314,7 +314,7 @@ async def a_tenant_waits_behind_one_window_of_another(scene: Scene) -> None:
 
 
 @contract
-async def a_window_given_back_is_filled_by_every_way_out(scene: Scene) -> None:
+async def a_window_is_filled_again_by_every_way_out(scene: Scene) -> None:
     scene.limit(window=2)
     tended = await scene.submit("b", 12)
 
@@ -322,18 +322,82 @@ async def a_window_given_back_is_filled_by_every_way_out(scene: Scene) -> None:
         return int(await scene.client.xlen(key("lane", "batch")))
 
     one, two = await scene.claim("w", 2)
+    assert await lane() == 4
     assert await scene.end(one)
     assert await scene.end(two, "bad", JobState.FAILED)
     assert await lane() == 2
     three = await scene.claim_one()
     assert await scene.queue.release(three.job, three.fence)
-    assert [each.job for each in await scene.claim("w", 5)] == ["b/2", "b/3"]
+    assert [each.job for each in await scene.claim("w", 5)] == ["b/2", "b/3", "b/4"]
     await scene.submit("c", 2)
+    assert await scene.client.hgetall(key("window")) == {"t": "2"}
     await scene.queue.cancel("b", "t")
     await scene.withdraw_all(tended)
-    assert await scene.crash("w") == 2
-    assert [each.job for each in await scene.claim("w", 5)] == ["c/0", "c/1"]
+    assert await scene.crash("w") == 3
     assert await scene.client.hgetall(key("window")) == {"t": "2"}
+    assert [each.job for each in await scene.claim("w", 5)] == ["c/0", "c/1"]
+    assert await scene.client.hgetall(key("window")) == {}
+
+
+@contract
+async def what_runs_takes_no_room_from_what_waits(scene: Scene) -> None:
+    """However many workers there are, one tenant alone can fill them all."""
+    scene.limit(window=4)
+    await scene.submit("b", 40)
+    for worker in range(8):
+        assert len(await scene.claim(f"w{worker}", 4, running=0)) == 4
+    assert await scene.client.hgetall(key("window")) == {"t": "4"}
+
+
+@contract
+async def what_fails_beside_others_twice_runs_alone(scene: Scene) -> None:
+    await scene.submit("b", 2)
+    for lane in ("retry", "suspect"):
+        failed, released = await scene.claim("w", 2)
+        assert not failed.is_alone
+        assert await scene.queue.release(failed.job, failed.fence, failed=True)
+        assert await scene.queue.release(released.job, released.fence)
+        record = await scene.queue.job(failed.job)
+        assert record is not None
+        assert (record.lane, record.crashes) == (lane, 0)
+    alone = await scene.claim("w", 2)
+    assert [(each.job, each.is_alone) for each in alone] == [(failed.job, True)]
+
+
+@contract
+async def after_an_outage_nobody_is_dead_for_a_lease(scene: Scene) -> None:
+    await scene.submit("b", 2)
+    held = await scene.claim("w", 2)
+    await scene.lapse("w")
+    assert await scene.queue.reap() == 2
+
+    held = await scene.claim("w", 2)
+    await scene.client.set(key("reaped"), 1)
+    assert await scene.crash("w") == 0
+    assert 0 < await scene.client.pttl(key("grace")) <= keys.LEASE_MS
+    beat = await scene.queue.beat("w", {each.job: each.fence for each in held})
+    assert not beat.lost
+    await scene.client.delete(key("grace"))
+    assert await scene.queue.reap() == 0
+    assert await scene.crash("w") == 2
+
+
+@contract
+async def a_worker_that_only_looks_writes_nothing(scene: Scene) -> None:
+    """Of a server that syncs every write, an idle worker must not make use."""
+
+    async def changes() -> int:
+        info = await scene.client.info("persistence")
+        return int(info["rdb_changes_since_last_save"])
+
+    await scene.claim("w")
+    before = await changes()
+    for _ in range(5):
+        assert await scene.claim("w") == []
+    assert await changes() == before
+    await scene.client.zadd(key("workers"), {"w": 1})
+    await scene.claim("w")
+    assert (await scene.queue.census()).workers == 1
 
 
 @contract
@@ -783,8 +847,8 @@ async def the_census_counts_what_there_is(scene: Scene) -> None:
     await scene.queue.beat("v", {})
     census = await scene.queue.census()
     lanes = {name: (each.waiting, each.running) for name, each in census.lanes.items()}
-    assert lanes == {"suspect": (0, 0), "retry": (1, 1), "batch": (2, 0)}
-    assert (census.lines, census.backlog) == (15, 11)
+    assert lanes == {"suspect": (0, 0), "retry": (1, 1), "batch": (4, 0)}
+    assert (census.lines, census.backlog) == (15, 9)
     assert (census.workers, census.dead) == (3, 0)
     assert census.stats == {"lease_lost": 2, "redelivered": 1}
     assert 0 <= census.oldest_seconds < 60

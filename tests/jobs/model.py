@@ -20,6 +20,7 @@ class Line:
     fence: int = 0
     crashes: int = 0
     solo_crashes: int = 0
+    faults: int = 0
     owner: str = ""
     lane: str = ""
     lapsed: bool = False
@@ -144,6 +145,8 @@ class Model:
         for line in taken:
             line.state, line.owner, line.lapsed = "running", worker, False
             line.fence += 1
+        for tenant in dict.fromkeys(line.batch.tenant for line in taken):
+            self._promote(tenant)
         return taken
 
     def beat(self, leases: dict[str, int]) -> tuple[set[str], set[str]]:
@@ -166,7 +169,7 @@ class Model:
         self._publish(line, line.cancel if state == "cancelled" and line.cancel else state, text)
         return True
 
-    def release(self, id: str, fence: int) -> bool:
+    def release(self, id: str, fence: int, *, failed: bool) -> bool:
         line = self._running(id, fence)
         if line is None:
             known = self.lines.get(id)
@@ -174,7 +177,9 @@ class Model:
         if line.cancel:
             self._publish(line, line.cancel, None)
         else:
-            self._requeue(line, "suspect" if line.lane == "suspect" else "retry")
+            line.faults += failed
+            is_suspect = line.lane == "suspect" or line.faults > 1
+            self._requeue(line, "suspect" if is_suspect else "retry")
         return True
 
     def lapse(self, worker: str) -> None:
@@ -290,7 +295,7 @@ class Model:
 
     def _promote(self, tenant: str) -> None:
         backlog = self.backlog.get(tenant, [])
-        held = sum(line.batch.tenant == tenant for line in self._in_lanes())
+        held = sum(line.batch.tenant == tenant for line in self._waiting("batch"))
         while held < WINDOW and backlog:
             batch = backlog[0]
             line = batch.lines[batch.next]

@@ -173,7 +173,7 @@ class Scene:
     async def dump(self) -> dict[str, Any]:
         """Everything but times, counters of events and who was seen last."""
         names = sorted([name async for name in self.client.scan_iter(count=1000)])
-        names = [name for name in names if name not in (key("workers"), key("stats"))]
+        names = [name for name in names if name not in map(key, ("workers", "stats", "reaped"))]
         kinds = await self._pipe([("TYPE", name) for name in names])
         found = await self._pipe(
             [READ[kind](name) for name, kind in zip(names, kinds, strict=True)]

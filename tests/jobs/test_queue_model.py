@@ -207,10 +207,11 @@ class QueueMachine(RuleBasedStateMachine):
         assert (set(answer.lost), set(answer.stop)) == self.model.beat({id: fence})
 
     @precondition(lambda self: self.given)
-    @rule(which=indexes)
-    def release(self, which) -> None:
+    @rule(which=indexes, failed=st.booleans())
+    def release(self, which, failed) -> None:
         id, fence = self.ghost(which)
-        assert self.run(self.queue.release(id, fence)) == self.model.release(id, fence)
+        found = self.run(self.queue.release(id, fence, failed=failed))
+        assert found == self.model.release(id, fence, failed=failed)
         for held in self.leases.values():
             if held.get(id) == fence:
                 del held[id]

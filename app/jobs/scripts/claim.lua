@@ -1,10 +1,13 @@
 #!lua flags=allow-oom
 -- Hand out lines that wait; each gets a fence of its own.
--- ARGV: worker, wanted, running, solo lease in ms
--- -> {job, fence, tenant, ref, attempts}...
+-- ARGV: worker, wanted, running, solo lease in ms, window
+-- -> {job, fence, tenant, ref, attempts, 1 where it runs alone}...
 local worker, want, running = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local out, t = {}, now()
-redis.call('ZADD', P .. 'workers', t, worker)
+local out, tenants, t = {}, {}, now()
+-- An idle worker looks often, and each write costs the server an fsync: a quarter of a lease will do.
+if t - number(redis.call('ZSCORE', P .. 'workers', worker)) > ARGV[4] / 12 then
+  redis.call('ZADD', P .. 'workers', t, worker)
+end
 
 local function waiting(lane)
   local pending = redis.call('XPENDING', P .. 'lane:' .. lane, 'g')
@@ -39,11 +42,17 @@ for _, lane in ipairs(alone and {'suspect'} or {'retry', 'batch'}) do
         local attempts = redis.call('HINCRBY', P .. 'job:' .. job, 'attempts', 1)
         redis.call('HSET', P .. 'job:' .. job, 'state', 'running', 'owner', worker, 'started_ms', t)
         if attempts > 1 then redis.call('HINCRBY', P .. 'stats', 'redelivered', 1) end
-        out[#out + 1] = {job, fence, j[3], j[4], attempts}
+        if lane == 'batch' then
+          leave_window(j[3])
+          if not tenants[j[3]] then tenants[#tenants + 1] = j[3] end
+          tenants[j[3]] = true
+        end
+        out[#out + 1] = {job, fence, j[3], j[4], attempts, alone and 1 or 0}
       else
         take_out(lane, sid)
       end
     end
   end
 end
+for _, tenant in ipairs(tenants) do promote(tenant, tonumber(ARGV[5])) end
 return out

@@ -15,6 +15,13 @@ local function number(value)
   return tonumber(value or '0') or 0
 end
 
+-- One line fewer of the tenant waits in the lane.
+local function leave_window(tenant)
+  if redis.call('HINCRBY', P .. 'window', tenant, -1) <= 0 then
+    redis.call('HDEL', P .. 'window', tenant)
+  end
+end
+
 -- Fill the tenant's window in the lane from its backlog: the batches that have lines beyond it.
 local function promote(tenant, window)
   local backlog = P .. 'backlog:' .. tenant
@@ -91,12 +98,10 @@ end
 -- The one way a line ends. `good`: its answer belongs in the output file.
 local function publish(job, state, result, good, window)
   local key = P .. 'job:' .. job
-  local j = redis.call('HMGET', key, 'sid', 'slane', 'tenant', 'batch')
+  local j = redis.call('HMGET', key, 'sid', 'slane', 'tenant', 'batch', 'state')
   if j[1] then
     take_out(j[2], j[1])
-    if redis.call('HINCRBY', P .. 'window', j[3], -1) <= 0 then
-      redis.call('HDEL', P .. 'window', j[3])
-    end
+    if j[2] == 'batch' and j[5] == 'queued' then leave_window(j[3]) end
   end
   redis.call('HDEL', key, 'sid', 'slane', 'owner')
   redis.call('HSET', key, 'state', state, 'result', result, 'ended_ms', now())

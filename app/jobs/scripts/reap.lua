@@ -1,7 +1,14 @@
 #!lua flags=allow-oom
 -- Take back the lines whose lease ran out: their worker died or hangs. It is fenced off at once.
 -- ARGV: lease in ms, crashes alone before giving up, window, silence of a consumer in ms -> lines
-local window, reaped = tonumber(ARGV[3]), 0
+local window, reaped, t = tonumber(ARGV[3]), 0, now()
+local last = number(redis.call('GET', P .. 'reaped'))
+redis.call('SET', P .. 'reaped', t)
+-- Nobody could beat while Redis was away: whoever lives gets a lease to be heard of again.
+if last > 0 and t - last > tonumber(ARGV[1]) then
+  redis.call('SET', P .. 'grace', 1, 'PX', ARGV[1])
+end
+if redis.call('EXISTS', P .. 'grace') == 1 then return 0 end
 
 local function take_back(lane, job, owner, cancel)
   local key = P .. 'job:' .. job
@@ -47,5 +54,5 @@ for _, lane in ipairs(LANES) do
     end
   end
 end
-redis.call('ZREMRANGEBYSCORE', P .. 'workers', '-inf', now() - ARGV[4])
+redis.call('ZREMRANGEBYSCORE', P .. 'workers', '-inf', t - ARGV[4])
 return reaped

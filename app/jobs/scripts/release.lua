@@ -1,12 +1,14 @@
 #!lua flags=allow-oom
 -- Hand a line back that was not finished, as at the end of a process; no crash is counted.
--- ARGV: job, fence, window -> 1 done, 2 so it was before, 0 stale
+-- What failed beside others twice runs alone next: the fault may be a neighbour's.
+-- ARGV: job, fence, window, 1 where it failed -> 1 done, 2 so it was before, 0 stale
 local j = get('job', ARGV[1], 'state', 'fence', 'cancel', 'slane')
 if j[2] ~= ARGV[2] then return 0 end
 if j[1] ~= 'running' then return j[1] == 'queued' and 2 or 0 end
 if j[3] ~= '' then
   publish(ARGV[1], j[3], '', false, tonumber(ARGV[3]))
 else
-  requeue(ARGV[1], j[4] == 'suspect' and 'suspect' or 'retry')
+  local faults = redis.call('HINCRBY', P .. 'job:' .. ARGV[1], 'faults', ARGV[4])
+  requeue(ARGV[1], (j[4] == 'suspect' or faults > 1) and 'suspect' or 'retry')
 end
 return 1
