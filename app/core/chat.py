@@ -68,9 +68,11 @@ class SamplingParams:
     Attributes:
         top_logprobs: how many of the likeliest tokens are told beside each token's own
             log-probability; None where no log-probabilities are asked for.
+        is_open_ended: `max_tokens` is nobody's wish; it may be cut to what there is room for.
     """
 
     max_tokens: int = 256
+    is_open_ended: bool = False
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None

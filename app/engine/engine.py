@@ -131,7 +131,7 @@ class Engine:
             id=request.id,
             priority=request.priority,
             demand=demand,
-            max_tokens=request.sampling.max_tokens,
+            max_tokens=prepared.request.sampling.max_tokens,
             deadline=request.deadline,
         )
         stream = QueuedStream(request, self._cancel, num_prompt=demand.num_rows)

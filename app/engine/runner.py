@@ -23,6 +23,7 @@ from app.engine.base import (
 )
 from app.engine.clock import StageClock
 from app.engine.encoder import Encoder
+from app.engine.lengths import fitted
 from app.engine.memory import encoding_error, undone_without_memory
 from app.engine.planner import DEFAULT_USE, CalibrationUse, Planner, request_seed
 from app.engine.ragged import DecoderLoop
@@ -35,8 +36,6 @@ from app.engine.text import AnswerText
 from app.engine.tickets import Demand
 from app.errors import (
     AllrounderError,
-    ContextLengthExceeded,
-    EngineOutOfMemory,
     InternalError,
     InvalidField,
 )
@@ -92,10 +91,7 @@ class ModelRunner:
         )
         if strategy.token_part and strategy.token_part.resizes and allocation.plan.selections:
             prepared = resized(self._adapter, prepared)
-        self._check_length(request, len(prepared.prompt.token_ids))
-        if self.demand(prepared).kv_bytes(request.sampling.max_tokens) > self._kv_bytes_limit:
-            raise EngineOutOfMemory("the request's keys and values do not fit even alone")
-        return prepared
+        return fitted(prepared, self._adapter.geometry, kv_bytes_limit=self._kv_bytes_limit)
 
     def demand(self, prepared: Prepared) -> Demand:
         assert isinstance(prepared, PreparedPrompt)
@@ -163,15 +159,6 @@ class ModelRunner:
     def _count_held(self) -> None:
         """On the engine's thread, so that other threads read one number and nothing that moves."""
         self._kv_bytes_held = sum(seq.kv.bytes_held for seq in self._held.values())
-
-    def _check_length(self, request: ChatRequest, num_rows: int) -> None:
-        limit = self._adapter.geometry.max_positions
-        if num_rows + request.sampling.max_tokens > limit:
-            raise ContextLengthExceeded(
-                f"the prompt has {num_rows} tokens and max_tokens is {request.sampling.max_tokens};"
-                f" together they may be {limit}",
-                param="question" if num_rows >= limit else "max_tokens",
-            )
 
     def _begin_one(
         self, prepared: PreparedPrompt, visual: VisualTokens, started: float, encoded: float

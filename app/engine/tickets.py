@@ -36,6 +36,10 @@ class Demand:
         """Most KV held once `num_generated` tokens have been generated."""
         return self.kv_prompt_bytes + num_generated * self.kv_token_bytes
 
+    def most_tokens(self, kv_bytes: int) -> int:
+        """How long an answer can become in so many bytes of KV; below 1 where none fits."""
+        return (kv_bytes - self.kv_prompt_bytes) // max(self.kv_token_bytes, 1)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ticket:

@@ -170,6 +170,7 @@ def _sampling(wire: GenerationFields, limits: ChatLimits) -> SamplingParams:
         raise InvalidField(f"max_tokens: at most {most} are allowed here", param="max_tokens")
     return SamplingParams(
         max_tokens=max_tokens,
+        is_open_ended=wire.max_tokens is None,
         temperature=wire.temperature,
         top_p=wire.top_p,
         seed=wire.seed,

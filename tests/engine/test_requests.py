@@ -8,7 +8,7 @@ from app.budget import Budget, Counts, FlopsShare, Quality
 from app.core import SamplingParams
 from app.engine.planner import CalibrationUse
 from app.engine.runner import ModelRunner
-from app.errors import AllrounderError, RouterMismatch
+from app.errors import AllrounderError, EngineOutOfMemory, RouterMismatch
 from app.models.transformers import TransformersAdapter
 from app.router.store import LoadedRouter
 from tests.engine.driving import answers
@@ -121,6 +121,22 @@ def test_a_prompt_that_is_too_long_is_refused_naming_the_field(runner: ModelRunn
     with pytest.raises(AllrounderError) as caught:
         runner.prepare(chat_request(sampling=SamplingParams(max_tokens=500)))
     assert caught.value.param == "max_tokens"
+
+
+def test_an_answer_that_nobody_bounded_is_as_long_as_there_is_room(
+    adapter: TransformersAdapter,
+) -> None:
+    runner = ModelRunner(adapter)
+    limit = adapter.geometry.max_positions
+    request = chat_request(sampling=SamplingParams(max_tokens=limit, is_open_ended=True))
+    prepared = runner.prepare(request)
+    num_rows = len(prepared.prompt.token_ids)
+    assert prepared.request.sampling.max_tokens == limit - num_rows
+    demand = runner.demand(prepared)
+    tight = ModelRunner(adapter, kv_bytes_limit=demand.kv_bytes(3))
+    assert tight.prepare(request).request.sampling.max_tokens == 3
+    with pytest.raises(EngineOutOfMemory):
+        ModelRunner(adapter, kv_bytes_limit=demand.kv_bytes(0)).prepare(request)
 
 
 def test_a_request_that_does_not_fit_even_alone_is_refused(adapter: TransformersAdapter) -> None:
