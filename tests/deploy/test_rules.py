@@ -93,7 +93,9 @@ def test_every_alert_is_seen_silent_and_firing_and_is_silent_in_health() -> None
     assert seen["firing"] == {name: [False, True] for name in names}
     for path in UNIT_TESTS:
         if path.stem != "firing":
-            looks = [[look["alertname"] for look in case["alert_rule_test"]] for case in cases(path)]
+            looks = [
+                [look["alertname"] for look in case["alert_rule_test"]] for case in cases(path)
+            ]
             assert all(sorted(each) == sorted(names) for each in looks), path
             assert not any(itertools.chain(*seen[path.stem].values())), path
 
