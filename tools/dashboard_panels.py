@@ -9,6 +9,7 @@ FLOPS_DENSE = total("flops_dense_total")
 FLOPS_ROUTER = total("flops_router_total")
 NET_SAVED = f"({total('flops_saved_total')} - {FLOPS_ROUTER})"
 API = "=~/v1/.*"
+INTERACTIVE = "Interactive requests only; batch ones wait by design."
 SERVER_ERRORS = over(
     f"({total('http_requests_total', endpoint=API, status='=~5..')} or vector(0))",
     total("http_requests_total", endpoint=API),
@@ -16,8 +17,16 @@ SERVER_ERRORS = over(
 
 
 def overview() -> Row:
-    def stat(title: str, unit: str, expression: str) -> Panel:
-        return Panel(title=title, unit=unit, curves=(("", expression),), kind="stat", width=4)
+    def stat(title: str, unit: str, expression: str, description: str = "") -> Panel:
+        curves = (("", expression),)
+        return Panel(
+            title=title,
+            unit=unit,
+            curves=curves,
+            description=description,
+            kind="stat",
+            width=4,
+        )
 
     return Row(
         title="Overview",
@@ -26,7 +35,12 @@ def overview() -> Row:
             stat("Requests", "reqps", total("request_success_total")),
             stat("FLOPs saved, net", "percentunit", over(NET_SAVED, FLOPS_DENSE)),
             stat("Answers 5xx", "percentunit", SERVER_ERRORS),
-            stat("First token, p95", "s", quantile(0.95, "time_to_first_token_seconds")),
+            stat(
+                "First token, p95",
+                "s",
+                quantile(0.95, "time_to_first_token_seconds"),
+                INTERACTIVE,
+            ),
             stat("Refusals", "reqps", total("admission_rejections_total")),
         ),
     )
@@ -152,20 +166,31 @@ def latency() -> Row:
                 title="Time to first token",
                 unit="s",
                 curves=percentiles("time_to_first_token_seconds"),
+                description=INTERACTIVE,
             ),
             Panel(
                 title="Inter-token latency",
                 unit="s",
                 curves=percentiles("inter_token_latency_seconds"),
+                description=INTERACTIVE,
             ),
             Panel(
-                title="Whole request", unit="s", curves=percentiles("e2e_request_latency_seconds")
+                title="Whole request",
+                unit="s",
+                curves=percentiles("e2e_request_latency_seconds"),
+                description=INTERACTIVE,
             ),
-            Panel(title="Queue time", unit="s", curves=percentiles("request_queue_time_seconds")),
+            Panel(
+                title="Queue time",
+                unit="s",
+                curves=percentiles("request_queue_time_seconds"),
+                description=INTERACTIVE,
+            ),
             Panel(
                 title="Stages, p95",
                 unit="s",
                 curves=(("{{stage}}", quantile(0.95, "stage_seconds", "stage")),),
+                description="Of every request, batch ones too.",
             ),
             Panel(
                 title="Stages, time of all requests",
@@ -185,6 +210,7 @@ def engine() -> Row:
             Panel(
                 title="Requests running and waiting",
                 unit="none",
+                width=6,
                 curves=(
                     ("running {{instance}}", gauge("num_requests_running")),
                     ("waiting {{instance}}", gauge("num_requests_waiting")),
@@ -194,10 +220,19 @@ def engine() -> Row:
                 title="Room for keys and values held",
                 unit="percentunit",
                 curves=(("{{instance}}", gauge("kv_cache_usage_ratio")),),
+                width=6,
+            ),
+            Panel(
+                title="Requests waiting for keys and values",
+                unit="none",
+                curves=(("{{instance}}", gauge("num_requests_waiting_for_kv")),),
+                description="Interactive requests that wait for room although a slot is free.",
+                width=6,
             ),
             Panel(
                 title="Preemptions",
                 unit="ops",
+                width=6,
                 curves=(("{{instance}}", by("instance", "num_preemptions_total")),),
             ),
         ),
@@ -220,7 +255,7 @@ def errors() -> Row:
                 curves=(
                     (
                         "{{endpoint}} {{status}}",
-                        by("endpoint, status", "http_requests_total", status="!~2.."),
+                        by("endpoint, status", "http_requests_total", status="!~[23].."),
                     ),
                 ),
             ),

@@ -36,7 +36,10 @@ class EngineState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineStatus:
-    """A snapshot for probes and gauges; `num_steps` moves while the engine lives and has work."""
+    """A snapshot for probes and gauges; `num_steps` moves while the engine lives and has work.
+
+    `num_waiting_for_kv` counts interactive requests held up by memory, not by slots.
+    """
 
     state: EngineState
     num_running: int
@@ -46,6 +49,7 @@ class EngineStatus:
     num_steps: int
     encoder_cache_queries: int = 0
     encoder_cache_hits: int = 0
+    num_waiting_for_kv: int = 0
 
 
 class Prepared(Protocol):

@@ -112,6 +112,7 @@ class Engine:
             state=self._state,
             num_running=loaded.scheduler.num_running if loaded else 0,
             num_waiting=loaded.scheduler.num_waiting if loaded else 0,
+            num_waiting_for_kv=loaded.scheduler.num_waiting_for_kv if loaded else 0,
             kv_bytes_held=loaded.runner.kv_bytes_held() if loaded else 0,
             kv_bytes_limit=loaded.runner.kv_bytes_limit() if loaded else 0,
             num_steps=loaded.driver.num_steps if loaded else 0,

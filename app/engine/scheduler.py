@@ -43,6 +43,7 @@ class Scheduler:
         self._admissions = count()
         self._interactive_in_a_row = 0
         self._quiet_steps = QUIET_STEPS
+        self._is_short_of_kv = False
         self._service_seconds: float | None = None
 
     @property
@@ -52,6 +53,15 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         return len(self._running)
+
+    @property
+    def num_waiting_for_kv(self) -> int:
+        """Interactive requests that wait although a slot was free when `admit` ended.
+
+        The next in turn did not find its KV. Batch requests fill whatever there is: that they wait
+        says nothing.
+        """
+        return len(self._lanes[Priority.INTERACTIVE]) if self._is_short_of_kv else 0
 
     @property
     def kv_bytes_reserved(self) -> int:
@@ -108,6 +118,7 @@ class Scheduler:
                 break
             self._start(entry)
             admitted.append(entry.ticket.id)
+        self._is_short_of_kv = entry is not None and self._has_slot and not self._fits(entry)
         return admitted
 
     def compose(self) -> list[Share]:
@@ -205,9 +216,13 @@ class Scheduler:
         alike = (entry for entry in near if entry.ticket.demand.cohort == common)
         return next((entry for entry in alike if self._fits(entry)), head)
 
+    @property
+    def _has_slot(self) -> bool:
+        return self.num_running < self._limits.max_running
+
     def _fits(self, entry: Entry) -> bool:
-        has_slot = self.num_running < self._limits.max_running
-        return has_slot and self.kv_bytes_reserved + entry.kv_reserved <= self._limits.kv_bytes
+        has_room = self.kv_bytes_reserved + entry.kv_reserved <= self._limits.kv_bytes
+        return self._has_slot and has_room
 
     def _start(self, entry: Entry) -> None:
         lane = self._lanes[entry.ticket.priority]

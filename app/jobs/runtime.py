@@ -122,7 +122,9 @@ class JobsRuntime:
         try:
             async with asyncio.timeout(CENSUS_SECONDS):
                 self.gauges.note(await self.jobs().queue.census())
-        except (QueueUnavailable, QueueNotConfigured, RedisError, OSError, TimeoutError):
+        except QueueNotConfigured:
+            self.gauges.note_no_queue()
+        except (QueueUnavailable, RedisError, OSError, TimeoutError):
             self.gauges.note(None)
 
     async def _run(self, answer: Answer) -> None:

@@ -20,7 +20,11 @@ WAIT_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 3
 STAGE_SECONDS = (*FAST_SECONDS, 30.0, 60.0, 120.0, 300.0)
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
-STATUSES = (200, 400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 499, 500, 503, 504)
+STATUSES = (
+    *(200, 304),
+    *(400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 431, 499),
+    *(500, 503, 504),
+)
 REJECTIONS = (
     "budget_too_small",
     "context_length_exceeded",
@@ -38,6 +42,10 @@ OTHER = "other"
 NUM_RUNNING_HELP = "Requests whose tokens are being computed."
 NUM_WAITING_HELP = "Admitted requests that wait for a place in the batch."
 ENGINE_STATE_HELP = "1 for the state that the engine is in, 0 for the others."
+NUM_WAITING_FOR_KV_HELP = (
+    "Interactive requests that wait although a slot is free: the next in turn finds no room for "
+    "its keys and values."
+)
 KV_USAGE_HELP = "Share of the room for keys and values that is held."
 CACHE_QUERIES_HELP = "Images looked for in the cache of encoded images."
 CACHE_HITS_HELP = "Images that were found there and not encoded again."
@@ -49,7 +57,11 @@ JOBS_WORKERS_HELP = "Workers that were heard of within one lease."
 JOBS_LEASE_LOST_HELP = "Lines taken back because their worker was not heard of any more."
 JOBS_STALE_HELP = "Results refused because the line had been given to another worker."
 JOBS_REDELIVERED_HELP = "Lines handed out that had been handed out before."
-JOBS_REDIS_UP_HELP = "Whether Redis answered at this scrape; without it the rest is missing."
+JOBS_REDIS_UP_HELP = (
+    "Whether Redis answered at this scrape; without it the rest is missing. Where no queue is "
+    "configured, this is missing too."
+)
+_INTERACTIVE = "interactive requests only, for batch ones wait by design"
 _COUNTERFACTUAL = "analytic and counterfactual: computed by formula, never executed"
 
 
@@ -146,18 +158,24 @@ class _Factory:
 def _latencies(make: _Factory) -> Latencies:
     return Latencies(
         first_token=make.histogram(
-            "time_to_first_token_seconds", "From arrival to the first token.", SLOW_SECONDS
+            "time_to_first_token_seconds",
+            f"From arrival to the first token; {_INTERACTIVE}.",
+            SLOW_SECONDS,
         ),
         next_token=make.histogram(
-            "inter_token_latency_seconds", "From one token to the next.", FAST_SECONDS
+            "inter_token_latency_seconds",
+            f"From one token to the next; {_INTERACTIVE}.",
+            FAST_SECONDS,
         ),
         request=make.histogram(
             "e2e_request_latency_seconds",
-            "From arrival to the end of the answer, where there was one.",
+            f"From arrival to the end of the answer, where there was one; {_INTERACTIVE}.",
             SLOW_SECONDS,
         ),
         queue=make.histogram(
-            "request_queue_time_seconds", "From arrival to a place in the batch.", WAIT_SECONDS
+            "request_queue_time_seconds",
+            f"From arrival to a place in the batch; {_INTERACTIVE}.",
+            WAIT_SECONDS,
         ),
         stage=make.histogram(
             "stage_seconds",

@@ -50,14 +50,22 @@ _PREFIX = f"{NAMESPACE}_jobs_"
 
 
 class JobsGauges(Collector):
-    """Shows the census that was noted last; without one it says only that Redis is away."""
+    """Shows the census that was noted last; without one it says only that Redis is away.
+
+    Before anything is noted, and where there is no queue, it shows nothing.
+    """
 
     def __init__(self) -> None:
+        self._has_queue = False
         self._census: Counted | None = None
 
     def note(self, census: Counted | None) -> None:
         """None: Redis did not answer."""
-        self._census = census
+        self._has_queue, self._census = True, census
+
+    def note_no_queue(self) -> None:
+        """No queue is configured: nothing is away."""
+        self._has_queue, self._census = False, None
 
     def describe(self) -> Iterator[Metric]:
         yield from _families(None)
@@ -66,7 +74,8 @@ class JobsGauges(Collector):
     def collect(self) -> Iterator[Metric]:
         if self._census is not None:
             yield from _families(self._census)
-        yield _redis_up(self._census is not None)
+        if self._has_queue:
+            yield _redis_up(self._census is not None)
 
 
 def _redis_up(up: bool) -> Metric:

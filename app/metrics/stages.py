@@ -8,7 +8,7 @@ from typing import Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from app.core import ChatRequest, ChatResult, FinishReason, Timing
+from app.core import ChatRequest, ChatResult, FinishReason, Priority, Timing
 from app.errors import AllrounderError, DeadlineExceeded, RequestCancelled
 from app.metrics.definitions import (
     CACHE_HITS_HELP,
@@ -17,6 +17,7 @@ from app.metrics.definitions import (
     KV_USAGE_HELP,
     NAMESPACE,
     NUM_RUNNING_HELP,
+    NUM_WAITING_FOR_KV_HELP,
     NUM_WAITING_HELP,
     OTHER,
     REJECTIONS,
@@ -26,7 +27,11 @@ from app.metrics.definitions import (
 
 
 class EngineMetrics:
-    """The engine's observer, called on its thread and its callers'; only moves counters."""
+    """The engine's observer, called on its thread and its callers'; only moves counters.
+
+    What a caller feels is observed of interactive requests alone: batch ones wait by design, and
+    would hide how long those who wait for an answer had to.
+    """
 
     def __init__(self, instruments: Instruments) -> None:
         self._latencies = instruments.latencies
@@ -38,17 +43,19 @@ class EngineMetrics:
         self._traffic.rejections.labels(reason).inc()
 
     def admitted(self, request: ChatRequest, *, queue_seconds: float) -> None:
-        if not request.plan_only:
+        if _is_interactive(request) and not request.plan_only:
             self._latencies.queue.observe(queue_seconds)
 
     def preempted(self, request: ChatRequest) -> None:
         self._traffic.preemptions.inc()
 
     def first_token(self, request: ChatRequest, *, seconds: float) -> None:
-        self._latencies.first_token.observe(seconds)
+        if _is_interactive(request):
+            self._latencies.first_token.observe(seconds)
 
     def next_token(self, request: ChatRequest, *, seconds: float) -> None:
-        self._latencies.next_token.observe(seconds)
+        if _is_interactive(request):
+            self._latencies.next_token.observe(seconds)
 
     def finished(self, request: ChatRequest, result: ChatResult) -> None:
         """A request that only asked for its plan generated nothing and counts nowhere."""
@@ -57,16 +64,16 @@ class EngineMetrics:
         self._traffic.ends.labels(result.finish_reason).inc()
         self._traffic.prompt_tokens.inc(result.shape.num_text + result.cost.num_kept)
         self._traffic.generated_tokens.inc(result.num_generated)
-        self._observe_times(result)
+        if _is_interactive(request):
+            self._latencies.request.observe(result.timing.total)
+        self._observe_stages(result.timing)
         self._count_compute(result)
 
     def failed(self, request: ChatRequest, error: AllrounderError, *, timing: Timing) -> None:
         if not request.plan_only:
             self._traffic.ends.labels(_reason(error)).inc()
 
-    def _observe_times(self, result: ChatResult) -> None:
-        timing = result.timing
-        self._latencies.request.observe(timing.total)
+    def _observe_stages(self, timing: Timing) -> None:
         for stage, seconds in (
             ("encode", timing.encode),
             ("plan", timing.plan),
@@ -114,6 +121,8 @@ class Snapshot(Protocol):
     @property
     def num_waiting(self) -> int: ...
     @property
+    def num_waiting_for_kv(self) -> int: ...
+    @property
     def kv_bytes_held(self) -> int: ...
     @property
     def kv_bytes_limit(self) -> int: ...
@@ -135,14 +144,14 @@ class EngineGauges(Collector):
         self._states = tuple(states)
 
     def describe(self) -> Iterator[Metric]:
-        yield from _gauges(0, 0, 0.0)
+        yield from _gauges()
         yield from _cache_counters(0, 0)
         yield self._state_set("")
 
     def collect(self) -> Iterator[Metric]:
         now = self._status()
         usage = now.kv_bytes_held / now.kv_bytes_limit if now.kv_bytes_limit else 0.0
-        yield from _gauges(now.num_running, now.num_waiting, usage)
+        yield from _gauges(now.num_running, now.num_waiting, now.num_waiting_for_kv, usage)
         yield from _cache_counters(now.encoder_cache_queries, now.encoder_cache_hits)
         yield self._state_set(now.state)
 
@@ -155,10 +164,14 @@ class EngineGauges(Collector):
         return family
 
 
-def _gauges(num_running: int, num_waiting: int, kv_usage: float) -> Iterator[Metric]:
+def _gauges(
+    num_running: int = 0, num_waiting: int = 0, num_for_kv: int = 0, kv_usage: float = 0.0
+) -> Iterator[Metric]:
     prefix = f"{NAMESPACE}_"
+    waiting = f"{prefix}num_requests_waiting"
     yield GaugeMetricFamily(f"{prefix}num_requests_running", NUM_RUNNING_HELP, num_running)
-    yield GaugeMetricFamily(f"{prefix}num_requests_waiting", NUM_WAITING_HELP, num_waiting)
+    yield GaugeMetricFamily(waiting, NUM_WAITING_HELP, num_waiting)
+    yield GaugeMetricFamily(f"{waiting}_for_kv", NUM_WAITING_FOR_KV_HELP, num_for_kv)
     yield GaugeMetricFamily(f"{prefix}kv_cache_usage_ratio", KV_USAGE_HELP, kv_usage)
 
 
@@ -166,6 +179,10 @@ def _cache_counters(queries: int, hits: int) -> Iterator[Metric]:
     prefix = f"{NAMESPACE}_encoder_cache_"
     yield CounterMetricFamily(f"{prefix}queries", CACHE_QUERIES_HELP, queries)
     yield CounterMetricFamily(f"{prefix}hits", CACHE_HITS_HELP, hits)
+
+
+def _is_interactive(request: ChatRequest) -> bool:
+    return request.priority is Priority.INTERACTIVE
 
 
 def _reason(error: AllrounderError) -> FinishReason:

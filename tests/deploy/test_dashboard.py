@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import yaml  # type: ignore[import-untyped]
 
+from app.metrics.definitions import OTHER, STATUSES
 from tests.deploy.expressions import DASHBOARD, DEPLOY, ROOT, dashboard, drawn, panels
 from tools.dashboard import rendered
 
@@ -43,6 +45,15 @@ def test_every_panel_reads_the_chosen_data_source_and_every_curve_the_selection(
     for each in drawn():
         num_series = each.text.count("allrounder_")
         assert each.text.count('job=~"$job", instance=~"$instance"') == num_series > 0, each.place
+
+
+def test_the_panel_of_errors_counts_no_answer_that_is_none() -> None:
+    (panel,) = (panel for panel in panels() if panel["title"] == "HTTP errors by endpoint")
+    found = re.search(r'status!~"([^"]+)"', panel["targets"][0]["expr"])
+    assert found is not None
+    fine = {status for status in STATUSES if re.fullmatch(found[1], str(status))}
+    assert fine == {status for status in STATUSES if status < 400} == {200, 304}
+    assert not re.fullmatch(found[1], OTHER)
 
 
 def test_grafana_is_given_the_data_source_and_the_folder_that_compose_mounts() -> None:

@@ -16,7 +16,7 @@ from app.core import ChatRequest, ChatResult, FinishReason, Priority, SamplingPa
 from app.engine.base import EngineState, Outcome, Running
 from app.engine.driver import Driver
 from app.engine.engine import Engine
-from app.engine.fake import FakeRunner
+from app.engine.fake import KV_BYTES_ROW, FakeRunner
 from app.engine.job import Job
 from app.engine.scheduler import Scheduler
 from app.engine.stream import QueuedStream
@@ -106,6 +106,22 @@ async def test_cancelling_frees_the_slot_at_once() -> None:
         with pytest.raises(RequestCancelled):
             await hog.result()
         assert (await asyncio.wait_for(waiting.result(), 2)).answer == "quick"
+
+
+async def test_who_waits_for_memory_is_seen_from_outside_until_there_is_some() -> None:
+    runner = FakeRunner(step_seconds=0.005, max_kv_bytes=600 * KV_BYTES_ROW)
+    async with started(runner) as (engine, _):
+        hog = await engine.submit(_ask(0, LONG, sampling=SamplingParams(max_tokens=400)))
+        waiting = await engine.submit(_ask(1, LONG))
+        async with asyncio.timeout(5):
+            while engine.status().num_waiting_for_kv != 1:
+                await asyncio.sleep(0.002)
+        assert engine.status().num_running == 1
+        hog.cancel()
+        with pytest.raises(RequestCancelled):
+            await hog.result()
+        assert (await waiting.result()).answer
+        assert engine.status().num_waiting_for_kv == 0
 
 
 async def test_a_deadline_gives_what_there_is_or_an_error() -> None:

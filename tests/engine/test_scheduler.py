@@ -182,6 +182,43 @@ def test_memory_bounds_what_runs_and_a_small_one_does_not_pass_a_large_one() -> 
     assert scheduler.admit() == ["b", "c"]
 
 
+def test_requests_that_wait_for_kv_while_slots_are_free_are_counted() -> None:
+    row = 2**19
+    scheduler = _scheduler(running=16, kv=4 * 2**30)
+    large = (_ticket(f"r{idx}", rows=2944, kv=2944 * row, per_token=row) for idx in range(6))
+    _submit(scheduler, *large)
+    assert scheduler.num_waiting_for_kv == 0, "nobody has been turned down yet"
+    assert scheduler.admit() == ["r0", "r1"]
+    assert (scheduler.num_running, scheduler.num_waiting) == (2, 4)
+    assert scheduler.num_waiting_for_kv == 4
+    assert 2 * 2944 * row < 0.75 * 4 * 2**30, "far from full"
+    for name in ("r2", "r3", "r4", "r5"):
+        scheduler.release(name)
+    assert scheduler.admit() == []
+    assert scheduler.num_waiting_for_kv == 0
+
+
+def test_who_waits_for_a_slot_or_for_the_encoder_does_not_wait_for_kv() -> None:
+    scheduler = _scheduler(running=1, kv=10)
+    _submit(scheduler, _ticket("a", kv=6), _ticket("b", kv=6))
+    assert scheduler.admit() == ["a"]
+    assert scheduler.num_waiting_for_kv == 0
+    scheduler = _scheduler(running=9, encoded=1000)
+    _submit(scheduler, *(_ticket(f"r{idx}", encoded=600) for idx in range(3)))
+    assert scheduler.admit() == ["r0"]
+    assert scheduler.num_waiting_for_kv == 0
+
+
+def test_batch_requests_that_wait_for_kv_are_not_counted_but_who_waits_behind_them_is() -> None:
+    scheduler = _scheduler(running=20, kv=10)
+    _submit(scheduler, *(_ticket(f"b{idx}", priority=BATCH, kv=6) for idx in range(5)))
+    assert scheduler.admit() == ["b0"]
+    assert (scheduler.num_waiting, scheduler.num_waiting_for_kv) == (4, 0)
+    _submit(scheduler, _ticket("chat", kv=6))
+    assert scheduler.admit() == []
+    assert scheduler.num_waiting_for_kv == 1
+
+
 def test_kv_is_reserved_for_some_tokens_not_for_the_longest_answer() -> None:
     scheduler = _scheduler(running=8, kv=3 * (10 + KV_LOOKAHEAD_TOKENS))
     _submit(scheduler, *(_ticket(f"r{idx}", kv=10, per_token=1, tokens=500) for idx in range(5)))

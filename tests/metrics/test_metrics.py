@@ -8,10 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from app.core import ChatRequest, FinishReason, Timing
+from app.core import ChatRequest, FinishReason, Priority, Timing
 from app.engine.base import EngineState, EngineStatus
 from app.engine.fake import FakeRunner, FakeRunning
-from app.errors import DeadlineExceeded, InternalError, NotFound, QueueFull, RequestCancelled
+from app.errors import (
+    AllrounderError,
+    DeadlineExceeded,
+    InternalError,
+    NotFound,
+    QueueFull,
+    RequestCancelled,
+    StartupError,
+)
 from app.intake.budgets import parse_budget
 from app.intake.images import decode_image
 from app.jobs.keys import LANES
@@ -28,6 +36,7 @@ STATUS = EngineStatus(
     state=EngineState.READY,
     num_running=2,
     num_waiting=3,
+    num_waiting_for_kv=1,
     kv_bytes_held=25,
     kv_bytes_limit=100,
     num_steps=0,
@@ -119,6 +128,58 @@ def test_a_finished_request_moves_tokens_flops_and_layers(measured):
     assert measured.value("request_budget_spent_ratio_sum") == cost.prefill_ratio
 
 
+FELT = (
+    "request_queue_time_seconds_count",
+    "time_to_first_token_seconds_count",
+    "inter_token_latency_seconds_count",
+    "e2e_request_latency_seconds_count",
+)
+WORK = ("prompt_tokens_total", "generation_tokens_total", "flops_dense_total")
+
+
+def test_latencies_are_those_of_callers_who_wait_and_work_is_everybodys(measured):
+    def live_through(priority):
+        request, result = finished(priority=priority)
+        measured.engine.admitted(request, queue_seconds=9)
+        measured.engine.first_token(request, seconds=9)
+        measured.engine.next_token(request, seconds=9)
+        measured.engine.finished(request, result)
+
+    live_through(Priority.BATCH)
+    work = [measured.value(name) for name in WORK]
+    assert [measured.value(name) for name in FELT] == [0, 0, 0, 0]
+    live_through(Priority.INTERACTIVE)
+    assert [measured.value(name) for name in FELT] == [1, 1, 1, 1]
+    assert [measured.value(name) for name in WORK] == [2 * each for each in work]
+    assert measured.value("stage_seconds_count", stage="decode") == 2
+    assert measured.value("request_success_total", reason="stop") == 2
+    assert measured.value("request_budget_limit_ratio_count") == 2
+
+
+def test_help_says_whose_latencies_are_shown(measured):
+    body, _ = render(measured.instruments.registry, "")
+    helps = [line for line in body.decode().splitlines() if line.startswith("# HELP")]
+    for name in FELT:
+        (line,) = [each for each in helps if name.removesuffix("_count") in each]
+        assert "interactive requests only" in line
+
+
+def _error_kinds(root=AllrounderError):
+    for kind in root.__subclasses__():
+        if not issubclass(kind, StartupError):
+            yield kind
+            yield from _error_kinds(kind)
+
+
+def test_every_status_that_we_answer_with_has_a_label_of_its_own(measured):
+    statuses = {kind.status for kind in _error_kinds()} | {200, 304}
+    assert {409, 431} < statuses
+    for status in statuses:
+        measured.http.answered("/x", status, seconds=0.1)
+        assert measured.value("http_requests_total", endpoint="/x", status=str(status)) == 1
+    assert measured.value("http_requests_total", endpoint="/x", status="other") is None
+
+
 def test_a_plan_without_generation_counts_as_no_request(measured):
     request, result = finished(plan_only=True)
     measured.engine.admitted(request, queue_seconds=1)
@@ -153,6 +214,7 @@ def test_refusals_are_counted_by_code_and_unknown_ones_together(measured):
 def test_gauges_are_read_from_the_engine_at_every_scrape(measured):
     assert measured.value("num_requests_running") == 2
     assert measured.value("num_requests_waiting") == 3
+    assert measured.value("num_requests_waiting_for_kv") == 1
     assert measured.value("kv_cache_usage_ratio") == 0.25
     assert measured.value("engine_state", state="ready") == 1
     assert sum(measured.value("engine_state", state=each) for each in EngineState) == 1
@@ -180,6 +242,15 @@ def test_batch_jobs_are_shown_as_they_were_counted(measured):
     assert measured.value("jobs_lease_lost_total") == 6
     assert measured.value("jobs_stale_results_total") == 0
     assert measured.value("jobs_redis_up") == 1
+
+
+def test_before_anything_is_known_of_jobs_and_without_a_queue_nothing_is_said(measured):
+    silent = JobsGauges()
+    assert [*silent.collect()] == []
+    measured.jobs.note_no_queue()
+    assert [*measured.jobs.collect()] == []
+    names = {family.name for family in measured.jobs.describe()}
+    assert {"allrounder_jobs_redis_up", "allrounder_jobs_queue_depth"} <= names
 
 
 def test_without_redis_nothing_is_said_of_jobs_but_that(measured):
