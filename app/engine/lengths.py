@@ -18,9 +18,10 @@ def fitted(
     """
     request, num_rows = prepared.request, len(prepared.prompt.token_ids)
     sampling, demand, limit = request.sampling, prepared.demand(geometry), geometry.max_positions
-    most = min(limit - num_rows, demand.most_tokens(kv_bytes_limit))
-    if sampling.is_open_ended and 1 <= most < sampling.max_tokens:
-        sampling = replace(sampling, max_tokens=most)
+    if sampling.is_open_ended:
+        for most in (limit - num_rows, demand.most_tokens(kv_bytes_limit)):
+            if 1 <= most < sampling.max_tokens:
+                sampling = replace(sampling, max_tokens=most)
         prepared = replace(prepared, request=replace(request, sampling=sampling))
     if num_rows + sampling.max_tokens > limit:
         raise ContextLengthExceeded(
