@@ -133,10 +133,10 @@ def adopt_volume(
 
     found, folder = _run(look), _files_folder()
     typer.echo(
-        f"{folder} becomes the folder of this queue alone. Of what lies there now the queue has no "
-        f"record of {found.num_files} files ({found.num_bytes} bytes) and the responses of "
-        f"{found.num_batches} batches: these will be removed, and cannot be had back. Another "
-        "queue that keeps its files there would lose them."
+        f"{folder} becomes the folder of this queue. What lies there without a record in the queue "
+        "is then removed for good; another queue that keeps its files there loses them.\n"
+        f"files without a record: {found.num_files} ({found.num_bytes} bytes)\n"
+        f"batches without a record, with their responses: {found.num_batches}"
     )
     if not yes and not typer.confirm("Adopt it?"):
         raise typer.Exit(1)

@@ -64,8 +64,8 @@ class JobsSettings(BaseSettings):
         default=150_000,
         ge=1,
         description="Lines of all batches that have not ended, those answered already among them; "
-        "the next batch gets a 429. A line costs about 650 bytes of the server's memory with the "
-        "shipped configuration, 1,400 without it: leave half of maxmemory free.",
+        "the next batch gets a 429. A line costs about 700 bytes of the server's memory with the "
+        "shipped configuration, 1,500 without it: leave half of maxmemory free.",
     )
     max_tenant_lines: int = Field(
         default=100_000,

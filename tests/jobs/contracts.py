@@ -757,25 +757,24 @@ async def admission_ends_at_the_limits_and_begins_again_below(scene: Scene) -> N
 
 @contract
 async def lines_that_ended_take_room_until_their_batch_is_cleaned_up(scene: Scene) -> None:
-    scene.limit(max_lines=10)
-    for batch in ("b", "refused"):
-        await scene.create(batch, 5)
-    tended = await scene.tend("refused")
-    await scene.queue.begin(tended, [LineError(code="c", message="m")])
-    refused = tended
+    scene.limit(max_lines=30)
+    for batch, lines in (("b", 5), ("refused", 5), ("waits", 20)):
+        await scene.create(batch, lines)
+    refused = await scene.tend("refused")
+    await scene.queue.begin(refused, [LineError(code="c", message="m")])
     tended = await scene.tend("b")
     await scene.queue.begin(tended)
     await scene.queue.submit(tended, 0, refs(0, 5))
     for claimed in await scene.claim("w", 5):
         await scene.end(claimed)
     await scene.finish(tended)
-    assert (await scene.queue.census()).lines == 0
-    assert await scene.queue.create(new_batch("c")) == (Admission.FULL, "10")
+    assert (await scene.queue.census()).lines == 20
+    assert await scene.queue.create(new_batch("c")) == (Admission.FULL, "30")
     for done in (tended, refused):
         for _ in range(2):
             assert await scene.queue.sweep(done, 0) == 1
     await scene.create("c", 10)
-    assert await scene.queue.create(new_batch("d")) == (Admission.FULL, "10")
+    assert await scene.queue.create(new_batch("d")) == (Admission.FULL, "30")
 
 
 @contract
