@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -14,6 +15,7 @@ import typer
 if TYPE_CHECKING:
     from app.jobs.admin import Admin
     from app.jobs.records import BatchRecord
+    from app.jobs.sweeper import Unneeded
 
 T = TypeVar("T")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -30,6 +32,7 @@ def register(cli: typer.Typer) -> None:
     group.command()(retry)
     group.command()(purge)
     group.command()(dead)
+    group.command()(adopt_volume)
     cli.add_typer(group, name="jobs")
 
 
@@ -112,6 +115,40 @@ def dead(
         return
     for letter in letters:
         typer.echo(f"{_time(letter['died_ms'])}  {letter['line']}  {letter['crashes']} crashes")
+
+
+def adopt_volume(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Have the folder of files cleaned up again after the queue has lost its records.
+
+    Says first what lies there without a record: that will be removed.
+    """
+
+    async def look(admin: Admin) -> Unneeded:
+        return await admin.unneeded()
+
+    async def act(admin: Admin) -> None:
+        await admin.adopt_volume()
+
+    found, folder = _run(look), _files_folder()
+    typer.echo(
+        f"{folder} becomes the folder of this queue. What lies there without a record in the queue "
+        "is then removed for good; another queue that keeps its files there loses them.\n"
+        f"files without a record: {found.num_files} ({found.num_bytes} bytes)\n"
+        f"batches without a record, with their responses: {found.num_batches}"
+    )
+    if not yes and not typer.confirm("Adopt it?"):
+        raise typer.Exit(1)
+    _run(act)
+    typer.echo(f"adopted {folder}")
+
+
+def _files_folder() -> Path:
+    from app.jobs.runtime import files_folder
+    from app.settings import Settings
+
+    return files_folder(Settings()).absolute()
 
 
 def _run(work: Callable[[Admin], Awaitable[T]]) -> T:

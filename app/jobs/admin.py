@@ -23,7 +23,8 @@ from app.jobs.runtime import files_folder, jobs_options
 from app.jobs.service import BatchOrder, Jobs
 from app.jobs.states import ENDED_BATCHES
 from app.jobs.store import Store
-from app.jobs.uploads import Stored
+from app.jobs.sweeper import Sweeper, Unneeded
+from app.jobs.uploads import Stored, storage_errors
 from app.settings import Settings
 
 RETRY_OF = "retry_of"
@@ -64,6 +65,7 @@ class Admin:
         self._jobs = jobs
         self._queue = jobs.queue
         self._client = jobs.queue.client
+        self._sweeper = Sweeper(self._client, jobs.store)
 
     async def batches(self) -> list[BatchRecord]:
         """All that are not forgotten, newest first."""
@@ -80,7 +82,7 @@ class Admin:
         return record
 
     async def line(self, id: str) -> JobRecord:
-        """`<batch>/<line>`. Raises NotFound, also an hour after its batch has ended."""
+        """`<batch>/<line>`. Raises NotFound, also some minutes after its batch has ended."""
         record = await self._queue.job(id)
         if record is None:
             raise NotFound(f"there is no line {id}, or its batch has ended")
@@ -116,7 +118,8 @@ class Admin:
     async def retry(self, id: str) -> BatchRecord:
         """A new batch of the lines that an ended one put into its error file.
 
-        Raises NotFound where there is none, BatchEnded where it has not ended yet.
+        Raises NotFound where there is none or its input was deleted, BatchEnded where it has not
+        ended yet.
         """
         record = await self.batch(id)
         if record.status not in ENDED_BATCHES:
@@ -124,8 +127,14 @@ class Admin:
         if record.error_file_id is None:
             raise NotFound(f"no line of batch {id} failed")
         errors = await self._jobs.file(record.tenant, record.error_file_id)
-        failed = await asyncio.to_thread(self._custom_ids, errors.sha256)
-        stored = await asyncio.to_thread(self._copy_lines, record.input_sha256, failed)
+        try:
+            failed = await asyncio.to_thread(self._custom_ids, errors.sha256)
+        except FileNotFoundError:
+            raise NotFound("the error file of this batch was deleted") from None
+        try:
+            stored = await asyncio.to_thread(self._copy_lines, record.input_sha256, failed)
+        except FileNotFoundError:
+            raise NotFound("the input of this batch was deleted") from None
         file = await self._jobs.add_file(
             record.tenant, stored, filename=f"retry-of-{id}.jsonl", seconds=None
         )
@@ -141,6 +150,16 @@ class Admin:
             ),
         )
 
+    async def unneeded(self) -> Unneeded:
+        """What `adopt_volume` gives over to be removed."""
+        with storage_errors():
+            return await self._sweeper.unneeded()
+
+    async def adopt_volume(self) -> None:
+        """Have the folder of files swept again, after a loss of the queue's records."""
+        with storage_errors():
+            await self._sweeper.adopt()
+
     async def purge(self, id: str) -> BatchRecord:
         """Delete the files of an ended batch now; its record goes with the next clean-up."""
         record = await self.batch(id)
@@ -150,8 +169,8 @@ class Admin:
         for file_id in (record.output_file_id, record.error_file_id):
             if file_id is not None:
                 await files.drop(record.tenant, file_id)
-        await self._client.hset(key("batch", id), "forget_ms", 0)
-        await self._client.zadd(key("care"), {id: 0})
+        # Forgotten meanwhile, it needs no purge.
+        await self._queue.purge(id)
         return record
 
     def _custom_ids(self, sha256: str) -> set[str]:

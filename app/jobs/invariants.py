@@ -31,6 +31,7 @@ class _Scan:
     undelivered: Counter[str] = field(default_factory=Counter)
     pending: Counter[str] = field(default_factory=Counter)
     depth: Mapping[str, str] = field(default_factory=dict)
+    held: int = 0
     window: Mapping[str, str] = field(default_factory=dict)
     care: frozenset[str] = frozenset()
 
@@ -58,6 +59,7 @@ async def _read(client: Redis) -> _Scan:
             where = scan.pending if sid in taken else scan.undelivered
             where[fields["j"]] += 1
     scan.depth = await read_hash(client, key("depth"))
+    scan.held = int(await client.get(key("held")) or 0)
     scan.window = await read_hash(client, key("window"))
     scan.care = frozenset(await read_ranks(client, key("care")))
     return scan
@@ -129,6 +131,9 @@ def _check_counts(scan: _Scan) -> list[str]:
         wrong.append(f"depth says {found}, the batches hold {dict(depth)}")
     if int(scan.depth.get(":all", 0)) != sum(depth.values()):
         wrong.append(f"depth of all is {scan.depth.get(':all')}, not {sum(depth.values())}")
+    whole = sum(int(each["total"]) for each in scan.batches.values() if each["swept"] == "0")
+    if scan.held != whole:
+        wrong.append(f"{scan.held} lines are said to take memory, not {whole}")
     inside = scan.undelivered + scan.pending
     waiting = [scan.jobs[id] for id in scan.undelivered if id in scan.jobs]
     new = Counter(job["tenant"] for job in waiting if job["slane"] == keys.LANE_BATCH)

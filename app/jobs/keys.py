@@ -12,6 +12,7 @@ a line in twice is seen.
 | `backlog:<tenant>` | list | batches with lines beyond the tenant's window, from their `next` on |
 | `window` | hash | lines of each tenant that wait in the lane `batch` |
 | `depth` | hash | lines admitted and not ended, of all and of each tenant |
+| `held` | string | lines of batches that were not cleaned up, ended ones too: what takes memory |
 | `batch:<id>` | hash | the batch: status, counts, times, the fence of its steward |
 | `batches:<tenant>` | sorted set | ids by time of creation, for lists with cursors |
 | `files:<tenant>` | sorted set | likewise |
@@ -55,8 +56,9 @@ SOLO_LEASES: Final = 3
 MAX_SOLO_CRASHES: Final = 2
 # OpenAI's clients repeat a request within minutes; a day also covers a queue that retries.
 IDEMPOTENCY_SECONDS: Final = 24 * 3600
-# The output file says everything; the job stays a while for whoever asks what happened.
-ENDED_JOB_SECONDS: Final = 3600
+# The output file says everything; the job stays a while for whoever asks what happened. Memory
+# is not counted for it any more, so not for long.
+ENDED_JOB_SECONDS: Final = 600
 # Batches and the files they made, unless the request says how long.
 RETENTION_SECONDS: Final = 30 * 24 * 3600
 # A consumer without pending entries is only a name; it is removed after this silence.

@@ -196,6 +196,10 @@ class Queue:
     async def forget(self, tended: Tended) -> bool:
         return bool(await self._run("forget", tended.batch, tended.fence))
 
+    async def purge(self, batch: str) -> bool:
+        """Forget an ended batch at once; False where there is none that has ended."""
+        return bool(await self._run("purge", batch))
+
     async def batch(self, id: str) -> BatchRecord | None:
         fields = await read_hash(self.client, key("batch", id))
         return batch_from_hash(id, fields) if fields else None

@@ -18,7 +18,7 @@ from app.jobs.queue import Queue
 from app.jobs.server import QueueServer
 from app.jobs.service import Jobs, JobsOptions
 from app.jobs.store import Store
-from app.jobs.tasks import end
+from app.jobs.tasks import end, persist
 from app.jobs.transitions import QueueLimits
 from app.jobs.worker import Worker, look_ahead
 from app.metrics.jobs import JobsGauges
@@ -89,6 +89,7 @@ class JobsRuntime:
         self._jobs: Jobs | None = None
         self._worker: Worker | None = None
         self._running: asyncio.Task[None] | None = None
+        self._released = False
 
     def jobs(self) -> Jobs:
         """Raises QueueNotConfigured, QueueUnavailable or QueueUnsupported."""
@@ -106,6 +107,7 @@ class JobsRuntime:
 
     async def release(self) -> None:
         """Claim nothing more and give back what is in execution: the process is about to end."""
+        self._released = True
         if self._worker is not None:
             await self._worker.stop()
 
@@ -131,10 +133,20 @@ class JobsRuntime:
         jobs = await self._connected()
         if jobs is None:
             return
-        await jobs.start()
+        await persist(jobs.start, task="looking after batch jobs")
         if self._settings.batch_worker:
-            self._worker = self._make_worker(jobs, answer)
-            await self._worker.run()
+            await persist(lambda: self._work(jobs, answer), task="the worker of batch jobs")
+
+    async def _work(self, jobs: Jobs, answer: Answer) -> None:
+        """Until released. What stops a worker gives its lines back; the next has another name."""
+        if self._released:
+            return
+        self._worker = worker = self._make_worker(jobs, answer)
+        try:
+            await worker.run()
+        except Exception:
+            await worker.stop()
+            raise
 
     async def _connected(self) -> Jobs | None:
         """None where there will never be a queue."""

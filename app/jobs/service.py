@@ -222,16 +222,20 @@ class Jobs:
         return record if record is not None and record.tenant == tenant else _no_batch()
 
     async def _first_of(self, tenant: str, order: BatchOrder) -> BatchRecord | None:
-        """The batch that this key made, even if its input was deleted since."""
+        """The batch that this key made, even if its input was deleted since.
+
+        None also where that batch is forgotten: the key is as good as new.
+        """
         if not order.idempotency_key:
             return None
         made = await self.queue.made_by(tenant, _key_digest(order.idempotency_key))
         if made is None:
             return None
         id, digest = made
-        if digest != order.digest:
+        record = await self.queue.batch(id)
+        if record is not None and digest != order.digest:
             _key_reused()
-        return await self._batch(tenant, id)
+        return record
 
     async def _input_file(self, tenant: str, id: str) -> FileRecord:
         file = await self.files.get(tenant, id) if FILE_ID.fullmatch(id) else None

@@ -25,6 +25,7 @@ NAMES = (
     "forget",
     "keep",
     "prepare",
+    "purge",
     "reap",
     "release",
     "retire",

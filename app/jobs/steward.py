@@ -109,6 +109,8 @@ class Steward:
             except Exception as err:
                 # The batch stays leased, so that one that cannot be dealt with does not spin.
                 failures += 1
+                # The server may have been emptied, or be a new one without lanes.
+                self._is_prepared = False
                 pause = min(MAX_BACKOFF_SECONDS, self._poll_seconds * 2 ** min(failures, 10))
                 if isinstance(err, RedisError):
                     logger.warning("the queue cannot be reached", extra={"failures": failures})

@@ -14,6 +14,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -28,6 +29,15 @@ from app.jobs.store import Store
 logger = logging.getLogger(__name__)
 
 _MARK = "volume"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unneeded:
+    """What a queue has no record of among the bytes on a volume."""
+
+    num_files: int
+    num_bytes: int
+    num_batches: int
 
 
 class Sweeper:
@@ -55,8 +65,9 @@ class Sweeper:
         """-> the number of things removed; 0 too where this Redis knows of another volume."""
         if not await self._is_ours():
             logger.warning(
-                "the volume is not swept: the queue's records belong to another one, "
-                "or were lost; if they were, remove the folder of files"
+                "the volume is not swept: it belongs to another queue, or this one has lost its "
+                "records; `allrounder jobs adopt-volume` says what is there and makes it this "
+                "queue's"
             )
             return 0
         removed = await self._settle_trash()
@@ -69,6 +80,22 @@ class Sweeper:
         """Sweep unless any process did so within SWEEP_SECONDS."""
         turn = await self._client.set(key("sweeping"), "1", nx=True, ex=keys.SWEEP_SECONDS)
         return await self.sweep() if turn else 0
+
+    async def adopt(self) -> None:
+        """Make the volume the one of this queue: what has no record here is removed in time."""
+        mark, _ = await asyncio.to_thread(self._read_mark)
+        if not mark:
+            mark = await asyncio.to_thread(self._write_mark, secrets.token_hex(16))
+        await self._client.set(key("volume"), mark)
+
+    async def unneeded(self) -> Unneeded:
+        """What sweeps will remove once the volume is this queue's, were nothing to come."""
+        sizes: list[int] = []
+        for folder in await asyncio.to_thread(_listed, self._store.blobs):
+            blobs = await self._unneeded(await asyncio.to_thread(_listed, folder))
+            sizes += await asyncio.to_thread(_sizes, blobs)
+        batches = await self._over(await asyncio.to_thread(_listed, self._store.results))
+        return Unneeded(num_files=len(sizes), num_bytes=sum(sizes), num_batches=len(batches))
 
     async def _is_ours(self) -> bool:
         """A queue without records must not cost an old volume its files."""
@@ -135,14 +162,17 @@ class Sweeper:
         return len(dead)
 
     async def _sweep_results(self) -> int:
-        there = await asyncio.to_thread(self._old, self._store.results)
-        old = [path for path in there if BATCH_ID.fullmatch(path.name)]
-        rows = await read_fields(
-            self._client, [key("batch", path.name) for path in old], ("swept",)
-        )
-        over = [path for path, (swept,) in zip(old, rows, strict=True) if swept != "0"]
+        over = await self._over(await asyncio.to_thread(self._old, self._store.results))
         await asyncio.to_thread(_remove_folders, over)
         return len(over)
+
+    async def _over(self, results: Sequence[Path]) -> list[Path]:
+        """Folders whose batch has its files, or is not known."""
+        ours = [path for path in results if BATCH_ID.fullmatch(path.name)]
+        rows = await read_fields(
+            self._client, [key("batch", path.name) for path in ours], ("swept",)
+        )
+        return [path for path, (swept,) in zip(ours, rows, strict=True) if swept != "0"]
 
     def _old(self, folder: Path) -> list[Path]:
         return [path for path in _listed(folder) if _age(path) > self._grace_seconds]
@@ -159,6 +189,15 @@ def _age(path: Path) -> float:
     with contextlib.suppress(FileNotFoundError):
         return time.time() - path.lstat().st_mtime
     return 0.0
+
+
+def _sizes(paths: Iterable[Path]) -> list[int]:
+    """In bytes, of those that are still there."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            found.append(path.lstat().st_size)
+    return found
 
 
 def _remove_folders(folders: Iterable[Path]) -> None:

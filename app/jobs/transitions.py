@@ -13,10 +13,12 @@ from app.jobs.states import JobState
 
 @dataclass(frozen=True, kw_only=True)
 class QueueLimits:
-    """Lines that may be admitted and not ended, and the times that decide over life and death."""
+    """How many lines Redis may hold and a tenant may have waiting or running, and the times that
+    decide over life and death.
+    """
 
-    max_lines: int = 1_000_000
-    max_tenant_lines: int = 200_000
+    max_lines: int = 150_000
+    max_tenant_lines: int = 100_000
     window: int = keys.WINDOW
     lease_ms: int = keys.LEASE_MS
     retention_seconds: int = keys.RETENTION_SECONDS

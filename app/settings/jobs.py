@@ -61,12 +61,16 @@ class JobsSettings(BaseSettings):
         default=50_000, ge=1, description="Most requests in one batch, a line each."
     )
     max_queued_lines: int = Field(
-        default=1_000_000,
+        default=150_000,
         ge=1,
-        description="Lines of batches that may wait or run; the next batch gets a 429.",
+        description="Lines of all batches that have not ended, those answered already among them; "
+        "the next batch gets a 429. A line costs about 700 bytes of the server's memory with the "
+        "shipped configuration, 1,500 without it: leave half of maxmemory free.",
     )
     max_tenant_lines: int = Field(
-        default=200_000, ge=1, description="As max_queued_lines, of one tenant."
+        default=100_000,
+        ge=1,
+        description="Lines of one tenant that may wait or run; the next batch gets a 429.",
     )
 
     @field_validator("redis_url")

@@ -803,19 +803,89 @@ async def a_cancelled_batch_finds_its_steward_at_once_and_then_again(scene: Scen
 
 @contract
 async def admission_ends_at_the_limits_and_begins_again_below(scene: Scene) -> None:
-    scene.limit(max_lines=10, max_tenant_lines=6)
+    scene.limit(max_lines=11, max_tenant_lines=6)
     await scene.submit("a", 6, "a")
     answer = await scene.queue.create(new_batch("a2", 1, "a"))
     assert answer == (Admission.TENANT_FULL, "6")
-    await scene.submit("b", 4, "b")
-    assert await scene.queue.create(new_batch("c", 1, "c")) == (Admission.FULL, "10")
     claimed = await scene.claim_one()
     await scene.end(claimed)
-    await scene.create("a2", 1, claimed.tenant)
-    assert await scene.queue.create(new_batch("c", 1, "c")) == (Admission.FULL, "10")
+    await scene.create("a2", 1, "a")
+    answer = await scene.queue.create(new_batch("a3", 1, "a"))
+    assert answer == (Admission.TENANT_FULL, "6")
     await scene.queue.cancel("a2", "a")
-    await scene.create("c", 1, "c")
-    assert await scene.queue.batch("a3") is None
+    await scene.create("a3", 1, "a")
+    await scene.submit("b", 3, "b")
+    assert await scene.queue.create(new_batch("c", 1, "c")) == (Admission.FULL, "11")
+    assert await scene.queue.batch("c") is None
+
+
+@contract
+async def lines_that_ended_take_room_until_their_batch_is_cleaned_up(scene: Scene) -> None:
+    scene.limit(max_lines=30)
+    for batch, lines in (("b", 5), ("refused", 5), ("waits", 20)):
+        await scene.create(batch, lines)
+    refused = await scene.tend("refused")
+    await scene.queue.begin(refused, [LineError(code="c", message="m")])
+    tended = await scene.tend("b")
+    await scene.queue.begin(tended)
+    await scene.queue.submit(tended, 0, refs(0, 5))
+    for claimed in await scene.claim("w", 5):
+        await scene.end(claimed)
+    await scene.finish(tended)
+    assert (await scene.queue.census()).lines == 20
+    assert await scene.queue.create(new_batch("c")) == (Admission.FULL, "30")
+    for done in (tended, refused):
+        for _ in range(2):
+            assert await scene.queue.sweep(done, 0) == 1
+    await scene.create("c", 10)
+    assert await scene.queue.create(new_batch("d")) == (Admission.FULL, "30")
+
+
+@contract
+async def only_a_batch_that_has_ended_is_purged(scene: Scene) -> None:
+    queue = scene.queue
+    tended = await scene.submit("b")
+    await check_refused(scene, lambda: queue.purge("b"))
+    await scene.end(await scene.claim_one())
+    await check_refused(scene, lambda: queue.purge("b"))
+    await scene.finish(tended)
+    await queue.sweep(tended, 0)
+    await queue.leave(tended)
+    assert await queue.tend() is None
+    await check_repeat(scene, lambda: queue.purge("b"))
+    found = await queue.tend()
+    assert found is not None
+    assert await queue.forget(found)
+    await check_refused(scene, lambda: queue.purge("b"))
+    assert await queue.batch("b") is None
+
+
+@contract
+async def an_idempotency_key_is_free_again_when_its_batch_is_forgotten(scene: Scene) -> None:
+    queue = scene.queue
+    for id, digest in (("b", "d"), ("again", "d"), ("other", "e")):
+        await scene.submit(id, idempotency_key="k", digest=digest)
+        await scene.end(await scene.claim_one())
+        tended = await scene.tend(id)
+        await scene.finish(tended)
+        await queue.sweep(tended, 0)
+        assert await queue.purge(id)
+        assert await queue.made_by("t", "k") == (id, digest)
+        answer = await queue.create(new_batch("later", idempotency_key="k", digest="x"))
+        assert answer == (Admission.CONFLICT, id)
+        assert await queue.forget(tended)
+
+
+@contract
+async def the_census_of_a_server_that_was_emptied_counts_nothing(scene: Scene) -> None:
+    await scene.client.flushall()
+    census = await scene.queue.census()
+    assert {(each.waiting, each.running) for each in census.lanes.values()} == {(0, 0)}
+    # A steward may submit lines before anybody makes the groups.
+    await scene.submit("b", 2)
+    census = await scene.queue.census()
+    assert census.waiting == {"suspect": 0, "retry": 0, "batch": 2}
+    await scene.prepare()
 
 
 @contract

@@ -264,6 +264,12 @@ class Model:
         del self.batches[id]
         return True
 
+    def purge(self, id: str) -> bool:
+        batch = self.batches[id]
+        if batch.has_ended:
+            batch.may_be_forgotten, batch.care = True, NOW
+        return batch.has_ended
+
     def retire(self, worker: str) -> None:
         if self.solo == worker:
             self.solo = ""

@@ -294,9 +294,45 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "create: keys are not looked up": Mutant(
         script="create",
-        old="if old[1] then",
-        new="if false then",
+        old="if old[1] and redis",
+        new="if false and redis",
         noticed_by="one_idempotency_key_makes_one_batch",
+    ),
+    "create: keys outlive their batch": Mutant(
+        script="create",
+        old="if old[1] and redis.call('EXISTS', P .. 'batch:' .. old[1]) == 1 then",
+        new="if old[1] then",
+        noticed_by="an_idempotency_key_is_free_again_when_its_batch_is_forgotten",
+    ),
+    "create: lines that ended take no room": Mutant(
+        script="create",
+        old="number(redis.call('GET', P .. 'held'))",
+        new="number(redis.call('HGET', P .. 'depth', ':all'))",
+        noticed_by="lines_that_ended_take_room_until_their_batch_is_cleaned_up",
+    ),
+    "sweep: room is given back twice": Mutant(
+        script="sweep",
+        old="if b[5] == '0' and redis",
+        new="if redis",
+        noticed_by="lines_that_ended_take_room_until_their_batch_is_cleaned_up",
+    ),
+    "purge: a batch that still runs": Mutant(
+        script="purge",
+        old="if not b[1] or not b[2] then",
+        new="if not b[1] then",
+        noticed_by="only_a_batch_that_has_ended_is_purged",
+    ),
+    "purge: a batch that is forgotten": Mutant(
+        script="purge",
+        old="if not b[1] or not b[2] then",
+        new="if b[1] and not b[2] then",
+        noticed_by="only_a_batch_that_has_ended_is_purged",
+    ),
+    "census: a lane that is missing": Mutant(
+        script="census",
+        old="there and redis",
+        new="redis",
+        noticed_by="the_census_of_a_server_that_was_emptied_counts_nothing",
     ),
     "create: keys live for ever": Mutant(
         script="create",

@@ -50,7 +50,8 @@ class QueueMachine(RuleBasedStateMachine):
         self.given: list[tuple[str, int]] = []
         self.stewards: list[Tended] = []
         self.num_batches = 0
-        self.created: set[str] = set()
+        # Key, tenant and batch of the order before.
+        self.latest: tuple[str, str, str] | None = None
         self.fences: dict[str, int] = {}
         self.run(client.flushall())
         self.scene = Scene(client, sources=sources)
@@ -63,14 +64,17 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(lines=st.integers(1, 7), tenant=st.sampled_from(TENANTS), repeated=st.booleans())
     def create(self, lines, tenant, repeated) -> None:
-        self.num_batches += not repeated or not self.num_batches
+        """A repeated order brings its key and another id, and its batch if that is still there."""
+        self.num_batches += 1
         id = f"b{self.num_batches}"
-        known = self.model.batches.get(id)
-        if known:
-            lines, tenant = known.total, known.tenant
-        self.run(self.queue.create(new_batch(id, lines, tenant, idempotency_key=id)))
-        if id not in self.created:
-            self.created.add(id)
+        if not repeated or not self.latest:
+            self.latest = (f"k{id}", tenant, id)
+        order_key, tenant, first = self.latest
+        known = self.model.batches.get(first)
+        found = self.run(self.queue.create(new_batch(id, lines, tenant, idempotency_key=order_key)))
+        assert found == (("same", first) if known else ("ok", id))
+        if not known:
+            self.latest = (order_key, tenant, id)
             self.model.create(id, tenant, lines)
 
     @rule(answered=mostly)
@@ -281,6 +285,12 @@ class QueueMachine(RuleBasedStateMachine):
         tended = self.steward(which)
         found = self.run(self.queue.forget(tended))
         assert found == self.model.forget(tended.batch, tended.fence)
+
+    @precondition(lambda self: self.model.batches)
+    @rule(which=indexes)
+    def purge(self, which) -> None:
+        id = self.batch(which)
+        assert self.run(self.queue.purge(id)) == self.model.purge(id)
 
     @precondition(lambda self: self.stewards)
     @rule(which=indexes)

@@ -5,7 +5,9 @@
 local t, lanes, oldest, in_lanes = now(), {}, 0, 0
 for _, lane in ipairs(LANES) do
   local key = P .. 'lane:' .. lane
-  local groups = redis.call('XINFO', 'GROUPS', key)
+  -- A server that was emptied has no lane until somebody makes it.
+  local there = redis.call('EXISTS', key) == 1
+  local groups = there and redis.call('XINFO', 'GROUPS', key) or {}
   local running, last = 0, '0-0'
   for i = 1, #(groups[1] or {}), 2 do
     if groups[1][i] == 'pending' then running = groups[1][i + 1] end

@@ -1,16 +1,20 @@
 #!lua
--- Admit a batch of so many lines. Repeat-safe by its id and by the idempotency key.
+-- Admit a batch of so many lines. Repeat-safe by its id and by the idempotency key, which is free
+-- again once its batch is forgotten.
 -- ARGV: batch, tenant, lines, max lines of all, of a tenant, idempotency key, body digest,
 --       its lifetime in s, time to run in ms, retention in ms, digest of the input, pairs of fields
 local batch, tenant, lines = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local idem = P .. 'idem:' .. tenant .. ':' .. ARGV[6]
 if ARGV[6] ~= '' then
   local old = redis.call('HMGET', idem, 'id', 'digest')
-  if old[1] then return {old[2] == ARGV[7] and 'same' or 'conflict', old[1]} end
+  if old[1] and redis.call('EXISTS', P .. 'batch:' .. old[1]) == 1 then
+    return {old[2] == ARGV[7] and 'same' or 'conflict', old[1]}
+  end
 end
 if redis.call('EXISTS', P .. 'batch:' .. batch) == 1 then return {'same', batch} end
-local all = number(redis.call('HGET', P .. 'depth', ':all'))
-if all + lines > tonumber(ARGV[4]) then return {'full', tostring(all)} end
+-- Lines that have ended take as much memory as others until their batch has been cleaned up.
+local held = number(redis.call('GET', P .. 'held'))
+if held + lines > tonumber(ARGV[4]) then return {'full', tostring(held)} end
 local own = number(redis.call('HGET', P .. 'depth', tenant))
 if own + lines > tonumber(ARGV[5]) then return {'tenant_full', tostring(own)} end
 local t = now()
@@ -24,6 +28,7 @@ if ARGV[6] ~= '' then
   redis.call('EXPIRE', idem, ARGV[8])
 end
 count_down(tenant, 0 - lines)
+redis.call('INCRBY', P .. 'held', lines)
 redis.call('ZADD', P .. 'batches:' .. tenant, t, batch)
 redis.call('ZADD', P .. 'care', t, batch)
 return {'ok', batch}
