@@ -41,10 +41,11 @@ class Answers:
         return self.left.pop(0) if len(self.left) > 1 else self.left[0]
 
 
-def claim(**changes) -> Claim:
-    values = {"job": "batch_x/3", "fence": 1, "tenant": "t", "attempts": 1}
+def claim(*, attempts: int = 1, is_alone: bool = False) -> Claim:
     ref = LineRef(sha256="a" * 64, offset=0, length=len(LINE))
-    return Claim(**(values | {"ref": ref} | changes))
+    return Claim(
+        job="batch_x/3", fence=1, tenant="t", ref=ref, attempts=attempts, is_alone=is_alone
+    )
 
 
 def error(status: int, code: str) -> Answered:
