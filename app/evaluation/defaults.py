@@ -50,7 +50,7 @@ FULL = Preset(
         "shortgpt",
     ),
     budgets=("0.5", "0.35", "0.25", "0.13", "tokens=12%", "tokens=6%"),
-    limits={"none": 4000, "par": 4000, "*": 1000},
+    limits={"none": 4000, "par": 4000, "cdpruner": 4000, "*": 1000},
     output=Path("evaluation/full"),
     timed=20,
     selection=150,
