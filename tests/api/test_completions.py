@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from typing import Any
 
 import openai
 import pytest
@@ -242,7 +243,7 @@ async def test_an_answer_as_the_sdk_dumps_it_carries_the_conversation_on(serve, 
     answer = ChatCompletionMessage(role="assistant", content=content, refusal=refusal)
     dumped = answer.model_dump()
     assert {"tool_calls", "function_call", "audio", "annotations", "refusal"} <= set(dumped)
-    talk = [
+    talk: Any = [
         {"role": "user", "content": [IMAGE, TEXT], "name": "eve"},
         dumped,
         {"role": "user", "content": "and then"},

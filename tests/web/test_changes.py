@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, Request, Route, expect
 
 from tests.web.asking import EXAMPLES, INDEX, api_answer, ask, choose_example, num_kept, num_veiled
 from tests.web.conftest import Server, Visits
@@ -24,6 +26,19 @@ def held(page: Page, button: str) -> Iterator[None]:
     with page.expect_response("**/v1/plan"):
         # What is still waiting goes on to the server.
         page.unroute("**/v1/chat")
+
+
+def chats_of(page: Page) -> list[dict[str, Any]]:
+    """Fills up with the bodies of the questions that the page asks."""
+    bodies: list[dict[str, Any]] = []
+
+    def note(sent: Request) -> None:
+        if sent.url.endswith("/v1/chat"):
+            assert sent.post_data is not None
+            bodies.append(json.loads(sent.post_data))
+
+    page.on("request", note)
+    return bodies
 
 
 def expect_old(page: Page, note: str) -> None:
@@ -89,11 +104,7 @@ def test_a_question_edited_after_an_answer_marks_it_and_during_a_run_too(visit: 
 def test_both_sides_of_a_comparison_are_asked_the_same(visit: Visits) -> None:
     page = visit()
     choose_example(page, 11)
-    asked: list[dict[str, object]] = []
-    page.on(
-        "request",
-        lambda sent: asked.append(sent.post_data_json) if sent.url.endswith("/v1/chat") else None,
-    )
+    asked = chats_of(page)
     with held(page, "Compare"):
         page.locator("#question").fill("What is it?")
         page.locator("#budget").fill("0.2")
@@ -106,11 +117,7 @@ def test_both_sides_of_a_comparison_are_asked_the_same(visit: Visits) -> None:
 def test_points_of_an_older_sweep_stay_off_another_picture(visit: Visits) -> None:
     page = visit()
     choose_example(page, 11)
-    asked: list[dict[str, object]] = []
-    page.on(
-        "request",
-        lambda sent: asked.append(sent.post_data_json) if sent.url.endswith("/v1/chat") else None,
-    )
+    asked = chats_of(page)
     with held(page, "Sweep"):
         page.locator("#examples button").nth(5).click()
         expect(page.locator("#picture img")).to_have_attribute("alt", INDEX[5]["alt"])

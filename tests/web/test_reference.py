@@ -83,18 +83,18 @@ def test_the_example_of_a_completion_names_the_model_that_is_served(
     expect(box.locator(".try .tag")).to_contain_text("401")
     box.get_by_label("API key").fill("alpha")
     box.get_by_role("button", name="Use this key").click()
-    expect(box.get_by_label("Body")).to_have_value(re.compile('"model": "fake"'))
+    expect(box.get_by_label("Body", exact=True)).to_have_value(re.compile('"model": "fake"'))
     expect(box.locator(".try .tag")).to_contain_text("400")
     expect(box.locator(".try pre")).to_contain_text("budget_too_small")
-    body = box.get_by_label("Body").input_value()
-    box.get_by_label("Body").fill(body.replace('"budget": 0.5', '"budget": 0.9'))
+    body = box.get_by_label("Body", exact=True).input_value()
+    box.get_by_label("Body", exact=True).fill(body.replace('"budget": 0.5', '"budget": 0.9'))
     box.get_by_role("button", name="Send").click()
     expect(box.locator(".try .tag")).to_contain_text("200")
     expect(box.locator(".try pre")).to_contain_text('"model": "fake"')
     page.reload()
     page.wait_for_selector("#endpoints[aria-busy=false]")
     box.get_by_text("Try it").click()
-    expect(box.get_by_label("Body")).to_have_value(re.compile('"model": "fake"'))
+    expect(box.get_by_label("Body", exact=True)).to_have_value(re.compile('"model": "fake"'))
 
 
 def test_a_protected_description_is_shown_to_those_with_a_key(
