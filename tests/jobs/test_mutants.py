@@ -132,8 +132,8 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "release: who gives back is suspect": Mutant(
         script="release",
-        old="'faults', ARGV[4])",
-        new="'faults', 1)",
+        old="ARGV[4] == '1'",
+        new="true",
         noticed_by="what_fails_beside_others_twice_runs_alone",
     ),
     "reap: no grace after an outage": Mutant(
