@@ -61,7 +61,7 @@ async def results(client, batch):
     return {line["custom_id"]: line for line in map(json.loads, lines)}
 
 
-async def test_each_execution_of_a_line_is_the_root_of_a_trace_that_names_it(serve, receiver, tmp_path):
+async def test_each_execution_of_a_line_is_the_root_of_a_trace(serve, receiver, tmp_path):
     runner = FakeRunner(step_seconds=0.01, faults={"boom": InternalError("lost")})
     settings = {"data_dir": tmp_path / "data", "otlp_endpoint": receiver.url}
     with running_server(BINARIES[0], tmp_path / "redis") as server:
