@@ -131,14 +131,12 @@ def _read_line(volume: Volume, ref: LineRef) -> Mapping[str, Any]:
 async def _answer_patiently(
     answer: Answer, claim: Claim, line: Mapping[str, Any], id: str
 ) -> Answered:
-    attempt, refused, url, body = 1, 0, line["url"], line["body"]
+    attempt, pause, url, body = 1, RETRY_SECONDS, line["url"], line["body"]
     while True:
         answered = await answer(url, body, tenant=claim.tenant, id=id, job=claim.job)
-        if answered.code == NO_ROOM:
-            refused += 1
-        elif answered.code == NO_MEMORY and attempt < MAX_ATTEMPTS:
+        if answered.code == NO_MEMORY and attempt < MAX_ATTEMPTS:
             attempt += 1
-        else:
+        elif answered.code != NO_ROOM:
             return answered
-        pause = min(RETRY_SECONDS * 2 ** (attempt + refused), LONGEST_PAUSE_SECONDS)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
         await asyncio.sleep(random.uniform(0, pause))

@@ -20,6 +20,7 @@ from app.jobs.connection import connect
 from app.jobs.invariants import find_violations
 from app.jobs.keys import key
 from app.jobs.replies import scan_hashes
+from app.jobs.store import Store
 from app.main import create_app
 from app.settings import Settings
 from tests.api.calls import chat_body
@@ -150,6 +151,25 @@ async def test_a_line_that_is_lost_and_comes_back_runs_once_more(redis_url, tmp_
         assert await app.ended(batch) == {200: 4}
         await client.aclose()
         assert await app.ask() == 200
+
+
+async def test_a_volume_that_is_away_for_a_while_costs_no_line(redis_url, tmp_path):
+    runner = FakeRunner(step_seconds=0.05)
+    async with running(redis_url, tmp_path, runner, max_running=2) as app:
+        batch = await app.submit([ANSWER] * 12)
+        await app.until(batch, lambda each: each["request_counts"]["completed"] >= 1)
+        there = Store(tmp_path / "files").blobs
+        away = there.rename(tmp_path / "away")
+        client = connect(redis_url)
+        given_back = 0
+        async with asyncio.timeout(20):
+            while not given_back:
+                jobs = await scan_hashes(client, key("job", ""))
+                given_back = sum(job.get("slane") == "retry" for job in jobs.values())
+                await asyncio.sleep(0.05)
+        await client.aclose()
+        away.rename(there)
+        assert await app.ended(batch) == {200: 12}
 
 
 async def test_callers_who_fill_the_queue_do_not_fail_lines(redis_url, tmp_path):
