@@ -8,7 +8,7 @@ import json
 import pytest
 
 from app.engine.fake import FakeRunner
-from app.errors import InternalError
+from app.errors import StepFailed
 from tests.api.calls import chat_body
 from tests.jobs.servers import BINARIES, running_server
 
@@ -62,7 +62,7 @@ async def results(client, batch):
 
 
 async def test_each_execution_of_a_line_is_the_root_of_a_trace(serve, receiver, tmp_path):
-    runner = FakeRunner(step_seconds=0.01, faults={"boom": InternalError("lost")})
+    runner = FakeRunner(step_seconds=0.01, faults={"boom": StepFailed("lost")})
     settings = {"data_dir": tmp_path / "data", "otlp_endpoint": receiver.url}
     with running_server(BINARIES[0], tmp_path / "redis") as server:
         async with serve(runner, redis_url=server.url, **settings) as client:
@@ -87,7 +87,7 @@ async def test_each_execution_of_a_line_is_the_root_of_a_trace(serve, receiver, 
         assert root.status == ("UNSET", "")
         told = answers[f"line-{idx}"]["response"]["body"]
         assert root.attributes["gen_ai.response.id"] == told["id"]
-    assert {root.status for root in roots[1:4]} == {("ERROR", "internal_error")}
+    assert {root.status for root in roots[1:4]} == {("ERROR", "step_failed")}
 
 
 async def test_a_cancelled_line_is_marked(serve, receiver, tmp_path):
