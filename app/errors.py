@@ -32,6 +32,7 @@ AllrounderError
 ├── DeadlineExceeded    504
 ├── RequestCancelled    499   the caller went away; nobody reads the answer
 └── InternalError       500
+    └── StepFailed      of one that shared a step that failed; the fault may be a neighbour's
 """
 
 from __future__ import annotations
@@ -274,3 +275,7 @@ class RequestCancelled(AllrounderError):
 
 class InternalError(AllrounderError):
     pass
+
+
+class StepFailed(InternalError):
+    code = "step_failed"

@@ -139,8 +139,8 @@ def _write(path: Path, keys: KeyFile) -> None:
 class WatchedKeys:
     """The keys of a file, looked at again when `seconds` have passed and read if it has changed.
 
-    A file that became unreadable or wrong leaves the keys as they were; the log says so once.
-    Raises KeyFileUnusable if it cannot be read to begin with.
+    A file that became unreadable or wrong leaves the keys as they were and is read again at every
+    look; the log says each reason once. Raises KeyFileUnusable if it cannot be read to begin with.
     """
 
     def __init__(
@@ -152,6 +152,7 @@ class WatchedKeys:
         self._looked = clock()
         self._seen = self._signature()
         self._records = self._read()
+        self._told: set[str] = set()
 
     def records(self) -> Mapping[str, KeyRecord]:
         """By id."""
@@ -162,14 +163,20 @@ class WatchedKeys:
     def _look(self) -> None:
         self._looked = self._clock()
         seen = self._signature()
-        if seen == self._seen:
-            return
-        self._seen = seen
-        try:
-            self._records = self._read()
+        if seen != self._seen:
+            try:
+                self._records = self._read()
+            except KeyFileUnusable as err:
+                self._tell(err.message)
+                return
+            self._seen = seen
             logger.info("API keys read", extra={"num_keys": len(self._records)})
-        except KeyFileUnusable as err:
-            logger.error("the API keys stay as they were: %s", err.message)
+        self._told.clear()
+
+    def _tell(self, reason: str) -> None:
+        if reason not in self._told:
+            logger.error("the API keys stay as they were: %s", reason)
+        self._told.add(reason)
 
     def _read(self) -> Mapping[str, KeyRecord]:
         return {key.id: key for key in read_keys(self._path).keys}
@@ -179,4 +186,10 @@ class WatchedKeys:
             found = self._path.stat()
         except OSError:
             return ()
-        return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        return (
+            found.st_dev,
+            found.st_ino,
+            found.st_size,
+            found.st_mtime_ns,
+            found.st_ctime_ns,
+        )

@@ -64,7 +64,8 @@ async def _run(
         raise InvalidField("stream: a line of a batch is not streamed", param="stream")
     as_batch = replace(request, priority=Priority.BATCH)
     # A line that was lost may be here twice for a moment: to the engine they are two requests.
-    execution = replace(as_batch, id=f"{request.id}-{secrets.token_hex(4)}")
+    unique = f"{request.id}-{secrets.token_hex(4)}"
+    execution = replace(as_batch, id=unique, answer_id=request.id)
     running = await services.engine.submit(execution)
     try:
         return as_batch, await running.result()

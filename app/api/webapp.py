@@ -69,7 +69,7 @@ def wrap(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=("GET", "POST", "DELETE"),
+            allow_methods=("GET", "HEAD", "POST", "DELETE"),
             allow_headers=("*",),
             allow_credentials=False,
             expose_headers=(REQUEST_ID_HEADER, "Retry-After", *EXPOSED_HEADERS),

@@ -101,6 +101,9 @@ class ChatRequest:
     """One admitted-or-refused unit of work.
 
     Attributes:
+        id: of no other request that runs now.
+        answer_id: what the answer is called, where that is not `id`: a line of a batch may be
+            executed more than once.
         question: the words of the last user message.
         messages: the conversation, where it is more than images and one question after them.
         arrival: monotonic seconds at which the service received it.
@@ -120,6 +123,7 @@ class ChatRequest:
     explain: bool = False
     plan_only: bool = False
     messages: tuple[Message, ...] = ()
+    answer_id: str | None = None
 
     @property
     def conversation(self) -> tuple[Message, ...]:

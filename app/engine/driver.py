@@ -23,6 +23,7 @@ from app.errors import (
     EngineOutOfMemory,
     InternalError,
     RequestCancelled,
+    StepFailed,
 )
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class Driver:
         logger.error("a step failed; its requests get an error each", exc_info=err)
         for job in self._jobs_now():
             if job.is_on_device:
-                self._end(job, InternalError("the request failed in the engine"))
+                self._end(job, StepFailed("a step of the engine failed that this request shared"))
         try:
             warm_up(self._runner)
         except Exception:

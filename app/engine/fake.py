@@ -161,7 +161,7 @@ class FakeRunner:
         request, form = running.request, running.request.budget.form
         cost = cost_of(GEOMETRY, running.shape, running.plan, num_generated=running.num_generated)
         return ChatResult(
-            request_id=request.id,
+            request_id=request.answer_id or request.id,
             answer=running.answer,
             finish_reason=reason,
             shape=running.shape,

@@ -239,7 +239,7 @@ class Sequence:
 
     def result(self, geometry: ModelGeometry, reason: FinishReason, *, now: float) -> ChatResult:
         return ChatResult(
-            request_id=self.request.id,
+            request_id=self.request.answer_id or self.request.id,
             answer=self.text.text,
             finish_reason=reason,
             shape=self.prepared.unscaled or self.prepared.shape,

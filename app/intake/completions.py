@@ -13,14 +13,11 @@ from typing import Annotated, Any
 from pydantic import Field, WithJsonSchema
 
 from app.errors import InvalidField
-from app.intake.messages import MAX_MESSAGES, MESSAGES_SCHEMA, parse_messages
+from app.intake.messages import MAX_MESSAGES, MESSAGES_SCHEMA, Label, parse_messages
 from app.intake.requests import ChatDraft, ChatLimits, GenerationFields, draft
 from app.intake.validation import WireModel, only, validate
 
 MAX_TOP_LOGPROBS = 20
-_MAX_NAME_CHARS = 512
-
-Label = Annotated[str, Field(max_length=_MAX_NAME_CHARS)]
 
 
 class StreamOptions(WireModel):

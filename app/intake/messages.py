@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from app.core import Message, Role
 from app.errors import InvalidField
@@ -17,6 +17,7 @@ from app.intake.validation import WireModel, only, validate
 MAX_MESSAGES = 256
 MAX_PARTS = 512
 MAX_TEXT_CHARS = 131_072
+MAX_LABEL_CHARS = 512
 
 ROLES: Mapping[str, Role] = {
     "system": Role.SYSTEM,
@@ -25,18 +26,27 @@ ROLES: Mapping[str, Role] = {
     "assistant": Role.ASSISTANT,
 }
 
+_PARTS: Mapping[Role, tuple[str, ...]] = {
+    Role.SYSTEM: ("text",),
+    Role.USER: ("text", "image_url"),
+    Role.ASSISTANT: ("text", "refusal"),
+}
+
 Text = Annotated[str, AfterValidator(readable)]
+Label = Annotated[str, Field(max_length=MAX_LABEL_CHARS)]
+"""Taken, and changes nothing."""
 
 
 class _Message(WireModel):
     role: str
     content: Any
+    name: Label | None = None
 
 
 class _Answer(_Message):
     """An assistant's turn as the SDK gives it back; what only tools would fill must be empty."""
 
-    refusal: Annotated[Any, only(None)] = None
+    refusal: Text | None = None
     tool_calls: Annotated[Any, only(None, [])] = None
     function_call: Annotated[Any, only(None)] = None
     audio: Annotated[Any, only(None)] = None
@@ -50,6 +60,11 @@ class _PlainContent(WireModel):
 class _TextPart(WireModel):
     type: str
     text: Text
+
+
+class _RefusalPart(WireModel):
+    type: str
+    refusal: Text
 
 
 class _ImagePart(WireModel):
@@ -103,25 +118,44 @@ def _message(given: Any, place: str, images: list[ImageSource], max_bytes: int) 
     role = ROLES.get(given["role"]) if isinstance(given.get("role"), str) else None
     if role is None:
         raise _wrong(f"{place}.role", f"the role must be one of {', '.join(ROLES)}")
-    wire = validate(_Answer if role is Role.ASSISTANT else _Message, given, prefix=place)
-    if not isinstance(wire.content, list):
-        plain = validate(_PlainContent, {"content": wire.content}, prefix=place)
-        return Message(role=role, parts=(plain.content,))
-    if not wire.content:
+    if role is Role.ASSISTANT:
+        return Message(role=role, parts=_answer(given, place))
+    content = validate(_Message, given, prefix=place).content
+    return Message(role=role, parts=_parts(content, role, place, images, max_bytes))
+
+
+def _answer(given: Mapping[str, Any], place: str) -> tuple[str | None, ...]:
+    """What the assistant said, a refusal's text included; nothing is an empty text."""
+    said_nothing = given.get("content") is None and "refusal" in given
+    wire = validate(_Answer, {**given, "content": ""} if said_nothing else given, prefix=place)
+    refusal = () if wire.refusal is None else (wire.refusal,)
+    if said_nothing:
+        return refusal or ("",)
+    return (*_parts(wire.content, Role.ASSISTANT, place, [], 0), *refusal)
+
+
+def _parts(
+    content: Any, role: Role, place: str, images: list[ImageSource], max_bytes: int
+) -> tuple[str | None, ...]:
+    if not isinstance(content, list):
+        return (validate(_PlainContent, {"content": content}, prefix=place).content,)
+    if not content:
         raise _wrong(f"{place}.content", "there is nothing in this message")
     parts: list[str | None] = []
-    for idx, part in enumerate(wire.content):
+    for idx, part in enumerate(content):
         at = f"{place}.content.{idx}"
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text":
             parts.append(validate(_TextPart, part, prefix=at).text)
+        elif kind == "refusal" and role is Role.ASSISTANT:
+            parts.append(validate(_RefusalPart, part, prefix=at).refusal)
         elif kind == "image_url" and role is Role.USER:
             images.append(_image(part, at, max_bytes))
             parts.append(None)
         else:
-            known = "text and image_url" if role is Role.USER else "text"
+            known = " and ".join(_PARTS[role])
             raise _wrong(f"{at}.type", f"parts of a {role} message may be {known}")
-    return Message(role=role, parts=tuple(parts))
+    return tuple(parts)
 
 
 def _image(part: Mapping[str, Any], place: str, max_bytes: int) -> ImageSource:
@@ -139,6 +173,12 @@ _TEXT_PART = {
     "type": "object",
     "required": ["type", "text"],
     "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "additionalProperties": False,
+}
+_REFUSAL_PART = {
+    "type": "object",
+    "required": ["type", "refusal"],
+    "properties": {"type": {"const": "refusal"}, "refusal": {"type": "string"}},
     "additionalProperties": False,
 }
 _IMAGE_PART = {
@@ -162,7 +202,8 @@ MESSAGES_SCHEMA: dict[str, Any] = {
     "type": "array",
     "minItems": 1,
     "maxItems": MAX_MESSAGES,
-    "description": "Roles system, developer, user and assistant; only a user's may hold images.",
+    "description": "Roles system, developer, user and assistant; only a user's may hold images, "
+    "only an assistant's refusals.",
     "items": {
         "type": "object",
         "required": ["role", "content"],
@@ -171,8 +212,20 @@ MESSAGES_SCHEMA: dict[str, Any] = {
             "content": {
                 "anyOf": [
                     {"type": "string"},
-                    {"type": "array", "items": {"anyOf": [_TEXT_PART, _IMAGE_PART]}},
+                    {
+                        "type": "array",
+                        "items": {"anyOf": [_TEXT_PART, _IMAGE_PART, _REFUSAL_PART]},
+                    },
+                    {"type": "null", "description": "of an assistant, beside refusal"},
                 ]
+            },
+            "name": {
+                "anyOf": [{"type": "string", "maxLength": MAX_LABEL_CHARS}, {"type": "null"}],
+                "description": "Taken; changes nothing.",
+            },
+            "refusal": {
+                "anyOf": [{"type": "string"}, {"type": "null"}],
+                "description": "Only of an assistant: what it said instead of an answer.",
             },
         },
     },

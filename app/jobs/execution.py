@@ -24,8 +24,8 @@ RETRY_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 8.0
 # The engine is going away: the line is another worker's, or this one's after a restart.
 GIVE_BACK = frozenset({"draining", "engine_dead", "loading"})
-# Of a step that others shared; whose fault it was shows when the line runs alone.
-FAULTS = frozenset({"internal_error"})
+# Others shared it; whose fault it was shows when the line runs alone.
+FAULT = "step_failed"
 NO_MEMORY = "engine_oom"
 # Not the line's end: its turn has not come.
 NO_ROOM = "queue_full"
@@ -91,7 +91,7 @@ async def execute(claim: Claim, volume: Volume, answer: Answer) -> Outcome:
     answered = await _answer_patiently(answer, claim, line, id)
     if answered.code in GIVE_BACK:
         return Outcome(give_back=True)
-    if answered.code in FAULTS and not claim.is_alone:
+    if answered.code == FAULT and not claim.is_alone:
         return Outcome(give_back=True, failed=True)
     body = dict(answered.body)
     usage = body.get("usage") or {}
@@ -131,14 +131,12 @@ def _read_line(volume: Volume, ref: LineRef) -> Mapping[str, Any]:
 async def _answer_patiently(
     answer: Answer, claim: Claim, line: Mapping[str, Any], id: str
 ) -> Answered:
-    attempt, refused, url, body = 1, 0, line["url"], line["body"]
+    attempt, pause, url, body = 1, RETRY_SECONDS, line["url"], line["body"]
     while True:
         answered = await answer(url, body, tenant=claim.tenant, id=id, job=claim.job)
-        if answered.code == NO_ROOM:
-            refused += 1
-        elif answered.code == NO_MEMORY and attempt < MAX_ATTEMPTS:
+        if answered.code == NO_MEMORY and attempt < MAX_ATTEMPTS:
             attempt += 1
-        else:
+        elif answered.code != NO_ROOM:
             return answered
-        pause = min(RETRY_SECONDS * 2 ** (attempt + refused), LONGEST_PAUSE_SECONDS)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
         await asyncio.sleep(random.uniform(0, pause))

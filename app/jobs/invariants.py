@@ -136,7 +136,7 @@ def _check_counts(scan: _Scan) -> list[str]:
         wrong.append(f"{scan.held} lines are said to take memory, not {whole}")
     inside = scan.undelivered + scan.pending
     waiting = [scan.jobs[id] for id in scan.undelivered if id in scan.jobs]
-    new = Counter(job["tenant"] for job in waiting if job["slane"] == keys.LANE_BATCH)
+    new = Counter(job["tenant"] for job in waiting if job.get("slane") == keys.LANE_BATCH)
     windows = {name: int(count) for name, count in scan.window.items()}
     if windows != dict(new):
         wrong.append(f"windows say {windows}, new lines wait in the lane: {dict(new)}")

@@ -181,7 +181,9 @@ class QueueServer:
 
     def _note_failure(self, state: State, reason: str, *, cause: Exception | None = None) -> None:
         if (state, reason) != (self._seen.state, self._seen.reason):
-            logger.error(
+            logger.log(
+                # Doctor finds a service that runs and says so itself.
+                logging.WARNING if state is State.IN_USE else logging.ERROR,
                 "no batch jobs for now: %s",
                 reason,
                 extra={"where": self._seen.where},

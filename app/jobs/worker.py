@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
 _MAX_BACKOFF_SECONDS = 1.0
-_MAX_CLOSED_SECONDS = 30.0
+_MIN_CLOSED_SECONDS, _MAX_CLOSED_SECONDS = 1.0, 30.0
 _LAST_WORDS_SECONDS = 10.0
 
 
@@ -75,7 +75,7 @@ class Worker:
         self._executing: dict[tuple[str, int], asyncio.Task[Outcome]] = {}
         self._publishing: set[asyncio.Task[None]] = set()
         self._room = asyncio.Event()
-        self._unread_in_a_row = 0
+        self._closed_seconds = _MIN_CLOSED_SECONDS
         self._closed_until = 0.0
         self._stopping = False
         self._heart = Heart(
@@ -172,11 +172,11 @@ class Worker:
         """A worker that cannot read leaves the lines to those who can, for longer and longer."""
         now = time.monotonic()
         if outcome.unreadable and now >= self._closed_until:
-            self._unread_in_a_row += 1
-            pause = min(0.5 * 2**self._unread_in_a_row, _MAX_CLOSED_SECONDS)
+            pause = self._closed_seconds
             self._closed_until = now + random.uniform(pause / 2, pause)
+            self._closed_seconds = min(2 * pause, _MAX_CLOSED_SECONDS)
         elif outcome.content:
-            self._unread_in_a_row = 0
+            self._closed_seconds = _MIN_CLOSED_SECONDS
 
     async def _end(self, claim: Claim, outcome: Outcome) -> None:
         """Publish or give back once volume and Redis are there; the lease is held until then."""

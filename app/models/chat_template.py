@@ -125,8 +125,9 @@ class ChatTemplate:
                 return _refuses_role(system[0])
         if _is_one_question(outline):
             return ModelUnsupported("the chat template refuses a user's message")
+        what = "roles" if len(outline) > 1 else "texts and images"
         return InvalidField(
-            "messages: this model's chat template refuses this order of roles", param="messages"
+            f"messages: this model's chat template refuses this order of {what}", param="messages"
         )
 
 
@@ -151,4 +152,8 @@ def _refuses_role(idx: int) -> InvalidField:
 
 
 def _is_one_question(outline: Outline) -> bool:
-    return len(outline) == 1 and outline[0][0] is Role.USER
+    """Of the shape that `one_question` has, so that the caller could not have asked otherwise."""
+    if len(outline) != 1:
+        return False
+    role, parts = outline[0]
+    return role is Role.USER and parts == (*(True,) * (len(parts) - 1), False)

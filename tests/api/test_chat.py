@@ -215,7 +215,7 @@ async def test_a_failed_step_is_a_500_that_tells_nothing_and_the_next_request_wo
     secret = RuntimeError("CUDA error at 0x7f00dead in /srv/secret.py")
     async with serve(FakeRunner(faults={"boom": secret})) as served:
         response = await served.client.post("/v1/chat", json=chat_body(question="boom"))
-        problem(response, 500, "internal_error")
+        problem(response, 500, "step_failed")
         assert "secret" not in response.text
         assert (await served.client.post("/v1/chat", json=chat_body())).status_code == 200
 
@@ -223,7 +223,7 @@ async def test_a_failed_step_is_a_500_that_tells_nothing_and_the_next_request_wo
 async def test_a_lost_device_fails_the_request_and_both_probes(serve):
     async with serve(FakeRunner(faults={"boom": DeviceLost()})) as served:
         response = await served.client.post("/v1/chat", json=chat_body(question="boom"))
-        problem(response, 500, "internal_error")
+        problem(response, 500, "step_failed")
         await served.until(lambda: served.engine.status().state is EngineState.DEAD)
         problem(await served.client.get("/livez"), 503, "engine_dead")
         problem(await served.client.get("/readyz"), 503, "engine_dead")

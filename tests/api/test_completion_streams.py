@@ -77,7 +77,7 @@ async def test_log_probabilities_go_with_the_text_they_belong_to(serve):
     [
         (DeadlineExceeded("too late"), "deadline_exceeded"),
         (BudgetTooSmall("too small", param="budget"), "budget_too_small"),
-        (RuntimeError("/x/y"), "internal_error"),
+        (RuntimeError("/x/y"), "step_failed"),
     ],
 )
 async def test_an_error_after_the_start_is_one_event_and_the_end(serve, fault, code):

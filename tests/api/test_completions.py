@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+from typing import Any
 
+import openai
 import pytest
+from openai.types.chat import ChatCompletionMessage
 
 from app.engine.fake import FakeRunner
 from app.errors import EngineOutOfMemory
@@ -92,7 +95,19 @@ async def test_a_completion_has_openais_shape_with_pruning_beside_it(serve):
         ),
         ({"messages": [{"role": "system", "content": [IMAGE]}]}, "messages.0.content.0.type"),
         ({"messages": [{"role": "assistant", "content": [IMAGE]}]}, "messages.0.content.0.type"),
-        (user(TEXT, name="eve"), "messages.0.name"),
+        (user(TEXT, name="e" * 513), "messages.0.name"),
+        (user(TEXT, name=7), "messages.0.name"),
+        (user(TEXT, refusal=None), "messages.0.refusal"),
+        (user({"type": "refusal", "refusal": "no"}), "messages.0.content.0.type"),
+        ({"messages": [{"role": "assistant", "refusal": 7}]}, "messages.0.refusal"),
+        (
+            {"messages": [{"role": "assistant", "content": "x", "audio": {"id": "a"}}]},
+            "messages.0.audio",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": [{"type": "refusal"}]}]},
+            "messages.0.content.0.refusal",
+        ),
         (
             {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]},
             "messages.0.tool_calls",
@@ -155,6 +170,14 @@ async def test_every_wrong_or_unsupported_field_is_a_400_that_names_it(serve, fi
         {"reasoning_effort": None, "audio": None, "stop": None, "seed": None, "stream": None},
         {"stream_options": None, "top_logprobs": None, "logprobs": False, "budget": None},
         user(IMAGE, {"type": "text", "text": QUESTION}),
+        user(IMAGE, TEXT, name="eve"),
+        user(IMAGE, TEXT, name=None),
+        {
+            "messages": [
+                {"role": "system", "content": "x", "name": "rules"},
+                *user(TEXT)["messages"],
+            ]
+        },
         user({"type": "image_url", "image_url": {"url": URL, "detail": "high"}}, TEXT),
     ],
 )
@@ -212,6 +235,25 @@ async def test_several_images_turns_and_text_parts_reach_the_engine_in_their_ord
         answer = (await served.client.post(PATH, json=completion_body(messages=talk))).json()
     assert answer["choices"][0]["message"]["content"] == "and this one"
     assert answer["pruning"]["visual_tokens"]["total"] == 32
+
+
+@pytest.mark.parametrize("said", [("Blue.", None), (None, "I cannot."), (None, None)])
+async def test_an_answer_as_the_sdk_dumps_it_carries_the_conversation_on(serve, said):
+    content, refusal = said
+    answer = ChatCompletionMessage(role="assistant", content=content, refusal=refusal)
+    dumped = answer.model_dump()
+    assert {"tool_calls", "function_call", "audio", "annotations", "refusal"} <= set(dumped)
+    talk: Any = [
+        {"role": "user", "content": [IMAGE, TEXT], "name": "eve"},
+        dumped,
+        {"role": "user", "content": "and then"},
+    ]
+    async with serve() as served:
+        client = openai.AsyncOpenAI(
+            base_url="http://test/v1", api_key="any", http_client=served.client, max_retries=0
+        )
+        completion = await client.chat.completions.create(model="fake", messages=talk)
+    assert completion.choices[0].message.content == "and then"
 
 
 async def test_text_alone_is_answered_at_full_compute_whatever_the_default_budget(serve):

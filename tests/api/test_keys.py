@@ -6,9 +6,13 @@ import hashlib
 import hmac
 import json
 import logging
+import os
 import random
 import re
+import resource
 import string
+import time
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -70,6 +74,14 @@ def routes(app):
     return sorted(found)
 
 
+def refused(response, status, code, without_body=""):
+    """What the answer says; to HEAD it says nothing."""
+    if response.request.method == "HEAD":
+        assert (response.status_code, response.content) == (status, b"")
+        return without_body
+    return problem(response, status, code)["message"]
+
+
 async def test_every_route_asks_for_its_scope_and_for_nothing_else(serve, path):
     keys = {str(scope): add_key(path, scopes=[scope]) for scope in Scope}
     elsewhere = add_key(path.with_name("other.json"), scopes=list(Scope))
@@ -91,14 +103,14 @@ async def test_every_route_asks_for_its_scope_and_for_nothing_else(serve, path):
                 if wanted is NO_KEY:
                     assert response.status_code not in (401, 403), template
                 else:
-                    problem(response, 401, "invalid_api_key")
+                    refused(response, 401, "invalid_api_key")
                     assert response.headers["www-authenticate"] == "Bearer"
             for scope, key in keys.items():
                 response = await ask(method, template, key)
                 if wanted in (NO_KEY, ANY_KEY, scope):
                     assert response.status_code not in (401, 403), (template, scope)
                 else:
-                    assert wanted in problem(response, 403, "permission_denied")["message"]
+                    assert wanted in refused(response, 403, "permission_denied", wanted)
 
 
 async def test_pages_and_metrics_are_open_unless_the_operator_protects_them(serve, path):
@@ -177,6 +189,73 @@ def test_a_damaged_file_leaves_the_keys_as_they_were_and_is_told_once(path, dama
     second = add_key(path)
     clock.now += 1
     assert is_let_in(keys, second)
+
+
+@contextmanager
+def no_free_descriptor():
+    """Whatever is opened meanwhile fails with EMFILE."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_read_that_failed_is_tried_again_so_that_a_revoked_key_ends(path, caplog):
+    clock = Clock()
+    key = add_key(path)
+    keys = ring(path, clock=clock)
+    with changing(path) as records:
+        records.clear()
+    for _ in range(2):
+        clock.now += 1
+        with no_free_descriptor():
+            assert is_let_in(keys, key)
+    clock.now += 1
+    assert not is_let_in(keys, key)
+    errors = [each.message for each in caplog.records if each.levelno >= logging.ERROR]
+    assert [each.rpartition(": ")[2] for each in errors] == ["Too many open files"]
+
+
+def test_each_reason_is_told_once_and_again_after_the_file_was_well(path, caplog):
+    clock = Clock()
+    add_key(path)
+    keys = ring(path, clock=clock)
+    away = path.with_name("away")
+
+    def look():
+        clock.now += 1
+        is_let_in(keys, "anything")
+
+    for _ in range(2):
+        path.rename(away)
+        look()
+        path.write_text("{")
+        look()
+        look()
+        path.unlink()
+        look()
+        away.rename(path)
+        look()
+    errors = [each.message for each in caplog.records if each.levelno >= logging.ERROR]
+    assert len(errors) == 4
+    assert len(set(errors)) == 2
+
+
+def test_a_change_in_place_is_seen_though_size_and_time_of_writing_are_kept(path):
+    clock = Clock()
+    key = add_key(path)
+    keys = ring(path, clock=clock)
+    before = path.stat()
+    digest = read_keys(path).keys[0].sha256
+    # Filesystems keep times by the tick of the kernel, up to 10 ms.
+    time.sleep(0.03)
+    path.write_text(path.read_text().replace(digest, "0" * 64))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    clock.now += 1
+    assert not is_let_in(keys, key)
 
 
 RECORD = json.loads(issue_key(tenant="acme").record.model_dump_json(exclude_none=True))

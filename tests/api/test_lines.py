@@ -106,5 +106,5 @@ async def test_an_overloaded_engine_is_a_429_for_a_line_too(serve):
 async def test_a_fault_of_the_engine_tells_nothing(serve):
     async with serve(FakeRunner(faults={"boom": RuntimeError("/srv/secret.py")})) as served:
         status, answer = await line(served, "/v1/chat/completions", completion_body("boom"))
-    assert (status, answer["error"]["code"]) == (500, "internal_error")
+    assert (status, answer["error"]["code"]) == (500, "step_failed")
     assert "secret" not in str(answer)

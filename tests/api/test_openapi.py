@@ -21,6 +21,15 @@ async def test_the_description_is_the_committed_one(serve):
     assert described == json.loads(GOLDEN.read_text())
 
 
+async def test_every_operation_has_an_id_of_its_own(serve):
+    async with serve() as served:
+        described = (await served.client.get("/openapi.json")).json()
+    operations = [each for item in described["paths"].values() for each in item.items()]
+    ids = [operation["operationId"] for _, operation in operations]
+    assert len(set(ids)) == len(ids)
+    assert "head" not in {verb for verb, _ in operations}
+
+
 async def test_every_reference_in_the_description_leads_somewhere(serve):
     async with serve() as served:
         described = (await served.client.get("/openapi.json")).json()

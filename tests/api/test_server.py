@@ -99,5 +99,5 @@ def test_the_commands_send_any_form_of_budget(tmp_path):
 def test_a_dead_engine_ends_the_process_with_a_code_of_its_own(tmp_path):
     with server_process(tmp_path / "log") as (process, client):
         response = client.post("/v1/chat", json=chat_body(question="boom"))
-        assert response.json()["error"]["code"] == "internal_error"
+        assert response.json()["error"]["code"] == "step_failed"
         assert process.wait(8) == EXIT_ENGINE_FAILED

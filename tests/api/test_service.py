@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 
+import httpx2
 import pytest
 
 from app.api.auth import KeyRing
 from app.engine.base import EngineState
 from app.engine.fake import FakeRunner
 from tests.api.calls import QUESTION, chat_body, problem
+from tests.api.keys import listening
 
 
 class TenantRunner(FakeRunner):
@@ -142,6 +144,21 @@ async def test_every_answer_has_an_id_and_forbids_sniffing(serve):
             assert response.headers["x-request-id"].startswith("req-")
         streamed = await served.client.post("/v1/chat", json=chat_body(stream=True))
         assert streamed.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "path", ["/livez", "/readyz", "/health", "/metrics", "/v1/models", "/openapi.json", "/"]
+)
+async def test_head_is_answered_as_get_is_but_without_the_body(serve, path):
+    async with (
+        serve() as served,
+        listening(served.app) as port,
+        httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        head, get = await client.head(path), await client.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert get.content
+    assert head.headers["content-type"] == get.headers["content-type"]
 
 
 async def test_the_page_names_the_endpoints_and_loads_nothing_from_outside(serve):

@@ -50,7 +50,7 @@ async def test_text_of_any_script_and_line_breaks_survive_the_framing(serve):
 
 @pytest.mark.parametrize(
     ("fault", "code"),
-    [(DeadlineExceeded("too late"), "deadline_exceeded"), (RuntimeError("/x/y"), "internal_error")],
+    [(DeadlineExceeded("too late"), "deadline_exceeded"), (RuntimeError("/x/y"), "step_failed")],
 )
 async def test_an_error_after_the_start_is_one_event(serve, fault, code):
     async with serve(FakeRunner(faults={"boom": fault})) as served:

@@ -17,8 +17,6 @@ from tests.deploy.dockerfile import stages
 from tests.deploy.expressions import DEPLOY, ROOT
 
 COMPOSE = ROOT / "docker-compose.yml"
-# Written beside the queue's scripts, so it may come later than the file that mounts it.
-QUEUE_CONFIGURATION = "./deploy/redis/allrounder.conf"
 
 Duration = Annotated[str, Field(pattern=r"^(\d+(us|ms|s|m|h))+$")]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]+$")]
@@ -143,7 +141,7 @@ def test_names_point_at_what_is_there(compose: Compose) -> None:
             source = mount.split(":")[0]
             if not source.startswith("."):
                 assert source in compose.volumes
-            elif source != QUEUE_CONFIGURATION:
+            else:
                 assert (ROOT / source).exists(), mount
         for name, dependency in service.depends_on.items():
             if dependency.condition == "service_healthy":
@@ -178,6 +176,17 @@ def test_no_secret_is_written_down(compose: Compose) -> None:
                 assert re.fullmatch(r"\$\{\w+(:-|:\?.+)\}", value), f"{name}: {key}"
     password = compose.services["grafana"].environment["GF_SECURITY_ADMIN_PASSWORD"]
     assert password.startswith("${GRAFANA_PASSWORD:?")
+
+
+def test_the_runbook_says_where_variables_without_a_default_come_from() -> None:
+    runbook = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+    needed = set(re.findall(r"\$\{(\w+):\?", COMPOSE.read_text(encoding="utf-8")))
+    assert needed == {"GRAFANA_PASSWORD"}
+    told = runbook.partition("\n## ")[0]
+    assert all(f"`{name}=...` into a file `.env`" in " ".join(told.split()) for name in needed)
+    ups = re.findall(r"docker compose up[^`]*", runbook)
+    assert ups
+    assert all(" -d " in command for command in ups)
 
 
 def test_our_services_are_built_from_stages_of_the_dockerfile(compose: Compose) -> None:

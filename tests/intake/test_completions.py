@@ -57,6 +57,21 @@ def test_a_conversation_keeps_roles_texts_and_the_places_of_its_images():
     assert draft.budget.form == FlopsShare(share=0.75)
 
 
+def said(**fields):
+    """The parts of one assistant's message."""
+    asked = parse_completion(body({"role": "assistant", **fields}, user(text("a"))), LIMITS)
+    return asked.chat.messages[0].parts
+
+
+def test_a_refusal_is_what_the_assistant_said():
+    refusal = {"type": "refusal", "refusal": "no"}
+    assert said(content=None, refusal="no") == ("no",)
+    assert said(content=[text("a"), refusal]) == ("a", "no")
+    assert said(content="a", refusal="no") == ("a", "no")
+    assert said(content="a", refusal=None) == ("a",)
+    assert said(content=None, refusal=None) == ("",)
+
+
 @pytest.mark.parametrize(
     ("fields", "num_top"),
     [({}, None), ({"logprobs": True}, 0), ({"logprobs": True, "top_logprobs": 20}, 20)],
@@ -84,6 +99,14 @@ def test_text_that_no_tokenizer_takes_is_refused_in_every_role(words, role):
     assert refused_param(body({"role": role, "content": words})) == "messages.0.content"
     parts = {"role": role, "content": [text("a"), text(words)]}
     assert refused_param(body(parts)) == "messages.0.content.1.text"
+
+
+@pytest.mark.parametrize("words", ["a\0b", "\ud800"])
+def test_a_refusal_that_no_tokenizer_takes_is_refused(words):
+    refusal = {"role": "assistant", "content": None, "refusal": words}
+    part = {"role": "assistant", "content": [{"type": "refusal", "refusal": words}]}
+    assert refused_param(body(refusal)) == "messages.0.refusal"
+    assert refused_param(body(part)) == "messages.0.content.0.refusal"
 
 
 def test_text_alone_is_not_held_to_a_default_budget_that_only_images_can_meet():

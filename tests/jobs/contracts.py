@@ -357,9 +357,9 @@ async def what_fails_beside_others_twice_runs_alone(scene: Scene) -> None:
         assert not failed.is_alone
         assert await scene.queue.release(failed.job, failed.fence, failed=True)
         assert await scene.queue.release(released.job, released.fence)
-        record = await scene.queue.job(failed.job)
-        assert record is not None
-        assert (record.lane, record.crashes) == (lane, 0)
+        records = [await scene.queue.job(each.job) for each in (failed, released)]
+        assert [each and each.lane for each in records] == [lane, "retry"]
+        assert [each and each.crashes for each in records] == [0, 0]
     alone = await scene.claim("w", 2)
     assert [(each.job, each.is_alone) for each in alone] == [(failed.job, True)]
 

@@ -330,15 +330,15 @@ async def test_without_redis_every_route_says_so_and_work_goes_on_afterwards(tmp
         async with serving(redis.url, tmp_path) as served:
             made = await served.create(input_of(3))
             redis.kill()
-            for answer in (
-                await served.http.get("/v1/files"),
-                await served.http.get(f"/v1/files/{made['input_file_id']}"),
-                await served.http.delete(f"/v1/files/{made['input_file_id']}"),
-                await served.http.post("/v1/files", **FORM),
-                await served.http.get("/v1/batches"),
-                await served.http.post("/v1/batches", json=order(made["input_file_id"])),
-                await served.http.get(f"/v1/batches/{made['id']}"),
-                await served.http.post(f"/v1/batches/{made['id']}/cancel"),
+            for answer in await asyncio.gather(
+                served.http.get("/v1/files"),
+                served.http.get(f"/v1/files/{made['input_file_id']}"),
+                served.http.delete(f"/v1/files/{made['input_file_id']}"),
+                served.http.post("/v1/files", **FORM),
+                served.http.get("/v1/batches"),
+                served.http.post("/v1/batches", json=order(made["input_file_id"])),
+                served.http.get(f"/v1/batches/{made['id']}"),
+                served.http.post(f"/v1/batches/{made['id']}/cancel"),
             ):
                 problem(answer, 503, "queue_unavailable")
                 assert int(answer.headers["retry-after"]) >= 1

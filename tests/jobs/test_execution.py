@@ -68,10 +68,11 @@ async def test_an_engine_that_goes_away_gives_the_line_back_without_blame(code):
 
 
 async def test_no_room_is_never_how_a_line_ends():
-    answers = Answers(*[error(429, "queue_full")] * 20, GOOD)
+    # Hours of it: a pause that doubles each time would leave what a float can hold.
+    answers = Answers(*[error(429, "queue_full")] * 1100, GOOD)
     outcome = await execute(claim(), Folder(), answers)
     assert outcome.state is JobState.DONE
-    assert len(answers.asked) == 21
+    assert len(answers.asked) == 1101
     assert len(set(answers.asked)) == 1
 
 
@@ -83,12 +84,17 @@ async def test_a_line_that_does_not_fit_is_told_so_after_a_few_attempts():
 
 
 async def test_a_fault_beside_others_sends_the_line_back_and_alone_it_is_its_own():
-    answers = Answers(error(500, "internal_error"))
+    answers = Answers(error(500, "step_failed"))
     beside = await execute(claim(), Folder(), answers)
     assert (beside.give_back, beside.failed) == (True, True)
     alone = await execute(claim(is_alone=True), Folder(), answers)
     assert (alone.give_back, alone.state) == (False, JobState.FAILED)
     assert json.loads(alone.content)["status_code"] == 500
+
+
+async def test_an_error_of_its_own_ends_a_line_at_once():
+    outcome = await execute(claim(), Folder(), Answers(error(500, "internal_error")))
+    assert (outcome.give_back, outcome.result.code) == (False, "internal_error")
 
 
 async def test_what_cannot_be_read_is_left_to_others_and_at_last_taken_for_lost():

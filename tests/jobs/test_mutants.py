@@ -57,8 +57,8 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "claim: acknowledged before the result": Mutant(
         script="claim",
-        old="out[#out + 1] = {job, fence, j[3], j[4], attempts}",
-        new="out[#out + 1] = {job, fence, j[3], j[4], attempts} take_out(lane, sid)",
+        old="attempts, alone and 1 or 0}",
+        new="attempts, alone and 1 or 0} take_out(lane, sid)",
         noticed_by="what_a_dead_worker_held_is_done_by_another",
     ),
     "claim: the old fence again": Mutant(
@@ -114,8 +114,8 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "claim: what runs keeps its place in the window": Mutant(
         script="claim",
-        old="leave_window(j[3])",
-        new="",
+        old="leave_window(j[3])\n          if not",
+        new="if not",
         noticed_by="what_runs_takes_no_room_from_what_waits",
     ),
     "claim: a window that was left stays empty": Mutant(
@@ -132,8 +132,8 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "release: who gives back is suspect": Mutant(
         script="release",
-        old="'faults', ARGV[4])",
-        new="'faults', 1)",
+        old="ARGV[4] == '1'",
+        new="true",
         noticed_by="what_fails_beside_others_twice_runs_alone",
     ),
     "reap: no grace after an outage": Mutant(
@@ -149,7 +149,7 @@ MUTANTS: dict[str, Mutant] = {
         noticed_by="after_an_outage_nobody_is_dead_for_a_lease",
     ),
     "publish: the window is not given back": Mutant(
-        script="done",
+        script="withdraw",
         old="redis.call('HINCRBY', P .. 'window', tenant, -1) <= 0",
         new="redis.call('HINCRBY', P .. 'window', tenant, 0) <= 0",
         noticed_by="a_window_is_filled_again_by_every_way_out",
@@ -406,7 +406,7 @@ SOON_FOUND = (
     "claim: acknowledged before the result",
     "claim: the old fence again",
     "reap: the dead worker's fence stays good",
-    "publish: the window is not given back",
+    "claim: what runs keeps its place in the window",
 )
 # Each takes half a minute of random steps; the named contracts find them at once.
 LATE_FOUND = (

@@ -36,6 +36,11 @@ STRICT_TURNS = (
     "{{ raise_exception('roles must alternate') }}{% endif %}" + PARTS + "{% endfor %}"
 )
 STRINGS = "{% for m in messages %}[{{ m.role }}]{{ '' + m.content }}{% endfor %}[go]"
+FIRST_TEXT = (
+    "{% for part in messages[0].content %}{% if part.type == 'image' %}<image>"
+    "{% elif part.text == (messages[0].content | rejectattr('type', 'equalto', 'image') | first)"
+    ".text %}{{ part.text }}{% endif %}{% endfor %}"
+)
 NO_IMAGES = "{% for m in messages %}{{ m.content[-1].text }}{% endfor %}"
 TWICE = EVERY_ROLE + "{{ messages[-1].content[0].text }}"
 
@@ -97,6 +102,16 @@ def test_a_template_that_cannot_place_one_question_is_the_models_fault(processor
     for template in (TWICE, "{{ raise_exception('no') }}", "nothing"):
         with pytest.raises(ModelUnsupported):
             _written(processor, template, USER)
+
+
+def test_a_message_of_several_texts_that_the_template_cannot_place_is_the_callers(
+    processor: Any,
+) -> None:
+    assert _written(processor, FIRST_TEXT, Message(role=Role.USER, parts=(None, "b"))) == (
+        "<image><image>b"
+    )
+    assert _refusal(processor, FIRST_TEXT, SHOWN) == "messages.0"
+    assert _refusal(processor, "{{ raise_exception('no') }}", SHOWN) == "messages"
 
 
 def test_text_that_looks_like_a_mark_or_a_template_stays_text(processor: Any) -> None:

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from app.engine.fake import FakeRunner
-from app.errors import InternalError
+from app.errors import StepFailed
 from tests.api.calls import chat_body
 from tests.jobs.servers import BINARIES, running_server
 
@@ -61,8 +61,8 @@ async def results(client, batch):
     return {line["custom_id"]: line for line in map(json.loads, lines)}
 
 
-async def test_each_line_of_a_batch_is_the_root_of_a_trace_that_names_it(serve, receiver, tmp_path):
-    runner = FakeRunner(step_seconds=0.01, faults={"boom": InternalError("lost")})
+async def test_each_execution_of_a_line_is_the_root_of_a_trace(serve, receiver, tmp_path):
+    runner = FakeRunner(step_seconds=0.01, faults={"boom": StepFailed("lost")})
     settings = {"data_dir": tmp_path / "data", "otlp_endpoint": receiver.url}
     with running_server(BINARIES[0], tmp_path / "redis") as server:
         async with serve(runner, redis_url=server.url, **settings) as client:
@@ -70,8 +70,11 @@ async def test_each_line_of_a_batch_is_the_root_of_a_trace_that_names_it(serve, 
             batch = await until(client, id, "completed")
             answers = await results(client, batch)
     roots = sorted(receiver.roots, key=lambda root: root.attributes["allrounder.batch.line"])
-    assert len(roots) == len({root.trace_id for root in roots}) == 3
-    for idx, root in enumerate(roots):
+    assert len({root.trace_id for root in roots}) == len(roots)
+    lines = [root.attributes["allrounder.batch.line"] for root in roots]
+    # What fails is executed beside others twice, then alone.
+    assert lines == [0, 1, 1, 1, 2]
+    for idx, root in zip(lines, roots, strict=True):
         response = answers[f"line-{idx}"]["response"]
         assert (root.name, root.kind, root.parent) == ("chat fake", "CONSUMER", "")
         assert root.attributes["allrounder.batch.id"] == id
@@ -80,11 +83,11 @@ async def test_each_line_of_a_batch_is_the_root_of_a_trace_that_names_it(serve, 
         assert "http.route" not in root.attributes
         stages = receiver.below(root)
         assert {"queue", "encode", "plan", "prefill"} <= {stage.name for stage in stages}
-    for idx in (0, 2):
-        assert roots[idx].status == ("UNSET", "")
+    for idx, root in ((0, roots[0]), (2, roots[-1])):
+        assert root.status == ("UNSET", "")
         told = answers[f"line-{idx}"]["response"]["body"]
-        assert roots[idx].attributes["gen_ai.response.id"] == told["id"]
-    assert roots[1].status == ("ERROR", "internal_error")
+        assert root.attributes["gen_ai.response.id"] == told["id"]
+    assert {root.status for root in roots[1:4]} == {("ERROR", "step_failed")}
 
 
 async def test_a_cancelled_line_is_marked(serve, receiver, tmp_path):

@@ -131,7 +131,7 @@ async def test_nothing_private_is_sent(serve, receiver):
         (chat_body(temperature=9), "invalid_field", 422),
         (chat_body(image="data:image/png;base64,AAAA"), "unsupported_image_format", 400),
         (chat_body(budget=0.0001), "budget_too_small", 422),
-        (chat_body(question="boom"), "internal_error", 500),
+        (chat_body(question="boom"), "step_failed", 500),
         (chat_body(deadline_ms=1, question="slow " * 50), "deadline_exceeded", 504),
     ],
 )
@@ -166,9 +166,9 @@ async def test_a_fault_shows_how_far_its_request_came(serve, receiver):
     runner = FakeRunner(step_seconds=0.01, faults={"boom": RuntimeError("lost")})
     async with serve(runner, otlp_endpoint=receiver.url) as client:
         response = await client.post("/v1/chat", json=chat_body(question="boom", stream=True))
-    assert '"internal_error"' in response.text
+    assert '"step_failed"' in response.text
     root = receiver.root
-    assert root.status == ("ERROR", "internal_error")
+    assert root.status == ("ERROR", "step_failed")
     assert root.attributes["http.response.status_code"] == 200
     stages = receiver.below(root)
     assert [stage.name for stage in stages] == ["queue", "encode", "plan", "prefill"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -51,6 +52,49 @@ def test_an_example_is_sent_from_the_page(visit: Visits) -> None:
         box.get_by_role("button", name="Send").click()
         expect(box.locator(".try .tag")).to_contain_text("200")
         expect(box.locator(".try pre")).to_contain_text(expected)
+
+
+def test_parameters_of_the_path_and_the_header_are_sent(refused_visit: Visits) -> None:
+    page = refused_visit("/docs", ready="#endpoints[aria-busy=false]")
+    box = page.locator("#post--v1-batches")
+    box.get_by_text("Try it").click()
+    for key in ("order-7", ""):
+        box.get_by_label("Idempotency-Key").fill(key)
+        with page.expect_request("**/v1/batches") as sent:
+            box.get_by_role("button", name="Send").click()
+        assert sent.value.headers.get("idempotency-key", "") == key
+        assert sent.value.headers["content-type"] == "application/json"
+        expect(box.locator(".try .tag")).to_be_visible()
+    box = page.locator("#get--v1-batches-batch_id-")
+    box.get_by_text("Try it").click()
+    box.get_by_label("batch_id").fill("a/b")
+    with page.expect_request("**/v1/batches/a%2Fb"):
+        box.get_by_role("button", name="Send").click()
+
+
+def test_the_example_of_a_completion_names_the_model_that_is_served(
+    fake_server: Callable[..., Server], refused_visit: Visits
+) -> None:
+    server = fake_server(ALLROUNDER_API_KEYS="alpha")
+    page = refused_visit("/docs", url=server.url, ready="#endpoints[aria-busy=false]")
+    box = page.locator("#post--v1-chat-completions")
+    box.get_by_text("Try it").click()
+    box.get_by_role("button", name="Send").click()
+    expect(box.locator(".try .tag")).to_contain_text("401")
+    box.get_by_label("API key").fill("alpha")
+    box.get_by_role("button", name="Use this key").click()
+    expect(box.get_by_label("Body", exact=True)).to_have_value(re.compile('"model": "fake"'))
+    expect(box.locator(".try .tag")).to_contain_text("400")
+    expect(box.locator(".try pre")).to_contain_text("budget_too_small")
+    body = box.get_by_label("Body", exact=True).input_value()
+    box.get_by_label("Body", exact=True).fill(body.replace('"budget": 0.5', '"budget": 0.9'))
+    box.get_by_role("button", name="Send").click()
+    expect(box.locator(".try .tag")).to_contain_text("200")
+    expect(box.locator(".try pre")).to_contain_text('"model": "fake"')
+    page.reload()
+    page.wait_for_selector("#endpoints[aria-busy=false]")
+    box.get_by_text("Try it").click()
+    expect(box.get_by_label("Body", exact=True)).to_have_value(re.compile('"model": "fake"'))
 
 
 def test_a_protected_description_is_shown_to_those_with_a_key(

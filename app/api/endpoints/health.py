@@ -15,6 +15,8 @@ api = APIRouter(tags=["health"])
 _DOCS = {**problems(503), 200: {"model": Health}}
 
 
+@api.head("/livez", include_in_schema=False)
+@api.head("/health", include_in_schema=False)
 @api.get("/livez", response_model=None, responses=_DOCS)
 @api.get("/health", response_model=None, responses=_DOCS, include_in_schema=False)
 async def livez(services: ServicesDep) -> Response:
@@ -24,6 +26,7 @@ async def livez(services: ServicesDep) -> Response:
     return _ok()
 
 
+@api.head("/readyz", include_in_schema=False)
 @api.get("/readyz", response_model=None, responses=_DOCS)
 async def readyz(services: ServicesDep) -> Response:
     """Fails while loading, draining, or with a dead engine."""

@@ -12,10 +12,14 @@ from app.api.key_file import Scope
 api = APIRouter(tags=["metrics"])
 
 
+_GUARDS = [Depends(protected(Scope.METRICS))]
+
+
+@api.head("/metrics", dependencies=_GUARDS, include_in_schema=False)
 @api.get(
     "/metrics",
     response_model=None,
-    dependencies=[Depends(protected(Scope.METRICS))],
+    dependencies=_GUARDS,
     responses={
         **problems(401, 403),
         200: {"content": {"text/plain": {"schema": {"type": "string"}}}},

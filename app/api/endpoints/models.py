@@ -13,6 +13,7 @@ from app.api.wire import ModelList
 api = APIRouter(prefix="/v1", tags=["models"])
 
 
+@api.head("/models", include_in_schema=False)
 @api.get(
     "/models",
     response_model=None,

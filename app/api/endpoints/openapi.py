@@ -11,6 +11,11 @@ from app.api.key_file import Scope
 api = APIRouter(include_in_schema=False)
 
 
-@api.get("/openapi.json", response_model=None, dependencies=[Depends(protected(Scope.DOCS))])
+@api.api_route(
+    "/openapi.json",
+    methods=["GET", "HEAD"],
+    response_model=None,
+    dependencies=[Depends(protected(Scope.DOCS))],
+)
 async def openapi(request: Request) -> Response:
     return JSONResponse(request.app.openapi())

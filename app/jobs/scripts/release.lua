@@ -8,7 +8,10 @@ if j[1] ~= 'running' then return j[1] == 'queued' and 2 or 0 end
 if j[3] ~= '' then
   publish(ARGV[1], j[3], '', false, tonumber(ARGV[3]))
 else
-  local faults = redis.call('HINCRBY', P .. 'job:' .. ARGV[1], 'faults', ARGV[4])
+  -- Most lines never fail: their hashes shall not pay for the field.
+  local key, failed = P .. 'job:' .. ARGV[1], ARGV[4] == '1'
+  local faults = failed and redis.call('HINCRBY', key, 'faults', 1)
+    or number(redis.call('HGET', key, 'faults'))
   requeue(ARGV[1], (j[4] == 'suspect' or faults > 1) and 'suspect' or 'retry')
 end
 return 1

@@ -12,7 +12,7 @@ for i = 5, #ARGV do
   local job = P .. 'job:' .. batch .. '/' .. (first + i - 5)
   if redis.call('HSETNX', job, 'state', 'queued') == 1 then
     redis.call('HSET', job, 'batch', batch, 'tenant', b[3], 'ref', ARGV[i], 'fence', 0,
-      'attempts', 0, 'crashes', 0, 'solo_crashes', 0, 'faults', 0, 'published', 0, 'cancel', '', 'created_ms', t)
+      'attempts', 0, 'crashes', 0, 'solo_crashes', 0, 'published', 0, 'cancel', '', 'created_ms', t)
   end
 end
 if last > submitted then

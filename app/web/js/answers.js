@@ -43,10 +43,12 @@ export function showStopped(answer) {
   show(find("outcome"), text, h("div", { class: "facts" }, h("span", { class: "tag bad" }, ENDINGS.stopped)));
 }
 
+/** Says beside an answer, a comparison or a sweep that it belongs to what was asked earlier. */
 export function markStale(note) {
-  for (const text of find("outcome").querySelectorAll("#answer")) text.classList.add("stale");
-  const facts_ = find("outcome").querySelector(".facts");
-  if (facts_ && !facts_.querySelector(".old")) facts_.append(h("span", { class: "tag bad old" }, note));
+  const outcome = find("outcome");
+  for (const text of outcome.querySelectorAll(".answer-text")) text.classList.add("stale");
+  outcome.querySelector(".old")?.remove();
+  outcome.querySelector(".facts, .verdict, .keyline")?.append(h("span", { class: "tag bad old" }, note));
 }
 
 function facts(result) {

@@ -13,18 +13,24 @@ import { showLayers, showPicture, showVeil } from "./stage.js";
 import { budgetsDownTo, showSweep } from "./sweep.js";
 
 const PREVIEW_MS = 140;
+// Of a sweep: it belongs to no position of the slider.
+const ANY_SHARE = 0.5;
 const NARROW = matchMedia("(max-width: 900px)");
 
 let running = null;
 let preview = null;
 let previewTimer = 0;
+// What was asked for the answer that is shown, and for the figures on the stage.
 let answered = null;
+let onStage = null;
 
 const pictures = new PictureChoice((picture) => {
   if (picture.question) find("question").value = picture.question;
-  answered = null;
   showPicture(picture);
-  if (!running) showEmpty();
+  if (!running) {
+    answered = null;
+    showEmpty();
+  }
   changed();
 });
 const controls = new Controls(changed);
@@ -33,15 +39,32 @@ function request(share) {
   return { image: pictures.current.blob, question: find("question").value.trim(), budget: controls.field(share) };
 }
 
+/** What has changed since `asked`, in words; null: nothing. */
+function change(asked) {
+  const now = request(asked.share);
+  if (now.image !== asked.image) return "about the picture before";
+  const isSame = now.question === asked.question && JSON.stringify(now.budget) === JSON.stringify(asked.budget);
+  return isSame ? null : "before the last change";
+}
+
+function markIfOld() {
+  const note = answered && change(answered);
+  if (note) markStale(note);
+}
+
 const isComplete = () => Boolean(controls.model && pictures.current && find("question").value.trim());
 
 function changed() {
-  if (answered && JSON.stringify(request().budget) !== answered) markStale("before the last change");
+  markIfOld();
   showButtons();
   showCurl();
+  stopPreview();
+  if (isComplete() && !running) previewTimer = setTimeout(showPreview, PREVIEW_MS);
+}
+
+function stopPreview() {
   clearTimeout(previewTimer);
   preview?.abort();
-  if (isComplete() && !running) previewTimer = setTimeout(showPreview, PREVIEW_MS);
 }
 
 function showButtons() {
@@ -57,28 +80,31 @@ async function showCurl() {
   find("curl-note").textContent = note;
 }
 
-async function showPreview() {
+/** `isQuiet`: what stands in the notice stays there. */
+async function showPreview({ isQuiet = false } = {}) {
   const mine = preview = new AbortController();
+  const asked = request();
   try {
-    const plan = await fetchPlan(request(), mine.signal);
+    const plan = await fetchPlan(asked, mine.signal);
     if (mine.signal.aborted) return;
-    clearNotice();
+    if (!isQuiet) clearNotice();
     serverIs("ready");
-    showOnStage(plan, "plan");
+    showOnStage(plan, "plan", asked);
   } catch (error) {
-    if (error.name !== "AbortError" && error.status !== 429) failed(error, showPreview);
+    if (error.name !== "AbortError" && error.status !== 429 && !isQuiet) failed(error, showPreview);
   }
 }
 
-function showOnStage(result, label) {
+function showOnStage(result, label, asked) {
   const { pruning, timing } = result;
+  onStage = asked;
   const isAnswer = result.object === "chat";
   find("stage-of").textContent = label;
   showVeil(pruning.kept?.[0], pruning.visual_tokens);
   showLayers(pruning);
   showCompute(pruning, isAnswer);
   showTime(isAnswer ? timing : null);
-  if (JSON.stringify(pruning.budget.requested) === JSON.stringify(controls.field())) showNote(pruning);
+  if (!change(asked) && JSON.stringify(pruning.budget.requested) === JSON.stringify(controls.field())) showNote(pruning);
 }
 
 function showNote({ visual_tokens: tokens, layers }) {
@@ -97,43 +123,46 @@ function failed(error, retry) {
 }
 
 /** One run at a time: previews wait, Stop cancels, errors are shown, focus is not moved. */
-async function run(work) {
+async function run(work, share) {
   if (running || !isComplete()) return;
-  preview?.abort();
-  clearTimeout(previewTimer);
+  const asked = { ...request(share), share };
+  let isQuiet = false;
+  stopPreview();
   clearNotice();
   running = new AbortController();
   answered = null;
   showButtons();
   if (NARROW.matches) find("outcome").closest("section").scrollIntoView({ block: "start", behavior: "smooth" });
   try {
-    await work(running.signal);
+    await work(running.signal, asked);
   } catch (error) {
-    if (error.name === "AbortError") say("Stopped.");
-    else failed(error, () => run(work));
+    isQuiet = error.name !== "AbortError";
+    if (isQuiet) failed(error, () => run(work, share));
+    else say("Stopped.");
   } finally {
     running = null;
+    answered = asked;
+    markIfOld();
     showButtons();
+    if (isComplete() && (!onStage || change(onStage))) showPreview({ isQuiet });
   }
 }
 
 const say = (text) => { find("said").textContent = text; };
 
-function finished(result, label, spoken) {
-  answered = JSON.stringify(request().budget);
-  showOnStage(result, label);
+function finished(result, label, spoken, asked) {
+  if (!change(asked)) showOnStage(result, label, asked);
   serverIs("ready");
   say(spoken);
 }
 
-async function runAsk(signal) {
-  const asked = request();
+async function runAsk(signal, asked) {
   const text = showWriting();
   let soFar = "";
   try {
     const result = await ask(asked, { signal, onText: (now) => text.write(soFar = now) });
     showAnswer(result);
-    finished(result, "answer", `Answer: ${result.answer}`);
+    finished(result, "answer", `Answer: ${result.answer}`, asked);
   } catch (error) {
     if (error.name === "AbortError") showStopped(soFar);
     else showEmpty();
@@ -141,13 +170,13 @@ async function runAsk(signal) {
   }
 }
 
-async function runCompare(signal) {
+async function runCompare(signal, asked) {
   const share = controls.budget;
   const sides = showComparing(["Dense", `Pruned to ${percent(share)}`]);
   const results = [];
   try {
-    for (const [index, budget] of [1, share].entries()) {
-      results.push(await ask(request(budget), { signal, onText: sides[index].write }));
+    for (const [index, each] of [request(1), asked].entries()) {
+      results.push(await ask(each, { signal, onText: sides[index].write }));
       sides[index].end();
     }
   } catch (error) {
@@ -155,30 +184,40 @@ async function runCompare(signal) {
     throw error;
   }
   const verdict = showComparison(...results, share);
-  finished(results[1], `pruned to ${percent(share)}`, verdict);
+  finished(results[1], `pruned to ${percent(share)}`, verdict, asked);
 }
 
-async function runSweep(signal) {
+async function runSweep(signal, asked) {
   const planned = budgetsDownTo(controls.leastBudget);
+  const requests = planned.map((share) => request(share));
   const runs = [];
   let picked = null;
   const draw = () => showSweep(runs, { planned, picked, onPick });
   const onPick = (index) => {
     picked = index;
     draw();
-    showOnStage(runs[index].result, label(planned[index]));
+    markIfOld();
+    showPicked(runs[index].result, label(planned[index]), asked);
     find("sweep-table").querySelectorAll("tbody tr")[index].querySelector("button").focus({ preventScroll: true });
   };
   const label = (share) => (share === 1 ? "dense" : `budget ${percent(share)}`);
   draw();
-  for (const budget of planned) {
-    runs.push({ budget, ...(await attempt(request(budget), signal)) });
+  for (const [index, budget] of planned.entries()) {
+    runs.push({ budget, ...(await attempt(requests[index], signal)) });
     draw();
   }
   const last = runs.findLastIndex(({ result }) => result);
   picked = last;
   draw();
-  finished(runs[last].result, label(planned[last]), `The sweep is done: ${runs.length} budgets.`);
+  finished(runs[last].result, label(planned[last]), `The sweep is done: ${runs.length} budgets.`, asked);
+}
+
+/** A point of an older sweep: never over another picture. */
+function showPicked(result, label, asked) {
+  if (asked.image !== pictures.current.blob) return;
+  stopPreview();
+  const note = change(asked);
+  showOnStage(result, note ? `${label}, ${note}` : label, asked);
 }
 
 /** A budget that is too small for this question is a point of the sweep, not its end. */
@@ -221,7 +260,7 @@ async function start() {
 function listen() {
   find("ask").addEventListener("submit", (event) => { event.preventDefault(); run(runAsk); });
   find("compare").addEventListener("click", () => run(runCompare));
-  find("sweep").addEventListener("click", () => run(runSweep));
+  find("sweep").addEventListener("click", () => run(runSweep, ANY_SHARE));
   find("stop").addEventListener("click", () => { running?.abort(); find("send").focus(); });
   find("question").addEventListener("input", changed);
   find("question").addEventListener("keydown", (event) => {

@@ -1,6 +1,6 @@
 // Sends an example of one endpoint and shows what comes back.
 
-import { base64, storeKey, storedKey } from "./api.js";
+import { base64, fetchModel, storeKey, storedKey } from "./api.js";
 import { h, show } from "./dom.js";
 import { milliseconds } from "./format.js";
 import { example, resolve } from "./schema.js";
@@ -12,8 +12,8 @@ const LONGEST = 20_000;
 const bodies = {
   "/v1/chat": (image) => ({ image, question: QUESTION, budget: 0.5 }),
   "/v1/plan": (image) => ({ image, question: QUESTION, budget: 0.25, explain: true }),
-  "/v1/chat/completions": (image) => ({
-    model: "demo",
+  "/v1/chat/completions": (image, model) => ({
+    model,
     messages: [{ role: "user", content: [{ type: "image_url", image_url: { url: image } }, { type: "text", text: QUESTION }] }],
     budget: 0.5,
   }),
@@ -43,7 +43,8 @@ async function sender(verb, path, operation, content, document_) {
   const inputs = (operation.parameters ?? []).map((each) => resolve(each, document_)).map((each) =>
     ({ ...each, input: h("input", { id: `${verb}${path}-${each.name}`, placeholder: each.name, required: each.required }) }));
   const id = `${verb}${path}-body`;
-  const body = content && h("textarea", { id, spellcheck: "false", rows: 8 }, await bodyText(path, content, document_));
+  let offered = content && await bodyText(path, content, document_);
+  const body = content && h("textarea", { id, spellcheck: "false", rows: 8 }, offered);
   const answer = h("div", { role: "status" });
   const send = h("button", { type: "submit", class: "primary" }, "Send");
   const form = h("form", { class: "try" },
@@ -51,8 +52,13 @@ async function sender(verb, path, operation, content, document_) {
     body && [h("label", { for: id }, "Body"), body], h("div", { class: "row" }, send), answer);
   const submit = async () => {
     send.disabled = true;
-    await exchange(verb, address(path, inputs), body?.value, answer, submit);
+    await exchange({ verb, url: address(path, inputs), headers: headersOf(inputs), body: body?.value }, answer, withKey);
     send.disabled = false;
+  };
+  const withKey = async () => {
+    // Without a key the server did not say which model it serves.
+    if (body && body.value === offered) body.value = offered = await bodyText(path, content, document_);
+    submit();
   };
   form.addEventListener("submit", (event) => { event.preventDefault(); submit(); });
   return form;
@@ -60,9 +66,11 @@ async function sender(verb, path, operation, content, document_) {
 
 async function bodyText(path, content, document_) {
   const make = bodies[path];
-  const value = make ? make(await dataUrl()) : example(content["application/json"].schema, document_);
+  const value = make ? make(await dataUrl(), await modelId()) : example(content["application/json"].schema, document_);
   return JSON.stringify(value, null, 2);
 }
+
+const modelId = () => fetchModel().then(({ id }) => id, () => "demo");
 
 async function dataUrl() {
   const blob = await (await fetch(EXAMPLE_PICTURE)).blob();
@@ -79,9 +87,13 @@ function address(path, inputs) {
   return query.size ? `${filled}?${query}` : filled;
 }
 
-async function exchange(verb, url, body, answer, again) {
+const headersOf = (inputs) => Object.fromEntries(inputs
+  .filter(({ in: place, input }) => place === "header" && input.value)
+  .map(({ name, input }) => [name, input.value]));
+
+async function exchange({ verb, url, headers: given, body }, answer, again) {
   const key = storedKey();
-  const headers = { ...(body ? { "Content-Type": "application/json" } : {}), ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+  const headers = { ...(body ? { "Content-Type": "application/json" } : {}), ...(key ? { Authorization: `Bearer ${key}` } : {}), ...given };
   const started = performance.now();
   try {
     const response = await fetch(url, { method: verb.toUpperCase(), headers, body });
