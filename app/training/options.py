@@ -135,12 +135,13 @@ class RouterTrainingOptions(BaseModel):
     @model_validator(mode="after")
     def _is_heeded(self) -> RouterTrainingOptions:
         """An option of a lesson that is not given would change nothing."""
+        said = self.model_dump(exclude_defaults=True).keys()
         lessons = {
             "--init attention": (self.init == "attention", _OF_IMITATION),
             "--epochs above 0": (self.epochs > 0, _OF_PREFERENCES),
         }
         for needed, (given, names) in lessons.items():
-            idle = sorted(names & self.model_fields_set) if not given else []
+            idle = sorted(names & said) if not given else []
             if idle:
                 raise ValueError(f"{', '.join(idle)} would change nothing without {needed}")
         return self

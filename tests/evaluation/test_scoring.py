@@ -193,6 +193,33 @@ def test_ids_that_restart_in_every_split_are_joined_by_order(tmp_path: Path) -> 
     assert report["popular"]["accuracy"] == 0.5
 
 
+def test_popes_exam_is_what_the_question_file_asks(tmp_path: Path) -> None:
+    labels = [
+        {"question_id": n, "image": "a.jpg", "text": f"Is there a {what}?", "label": "yes"}
+        for n, what in enumerate(("cat", "dog", "fox"), 1)
+    ]
+    lines(tmp_path / "labels" / "coco_pope_random.json", labels)
+    lines(tmp_path / "labels" / "coco_pope_random.old.json", labels)
+    lines(tmp_path / "labels" / "coco_pope_popular.json", labels)
+    questions = [
+        {"question_id": 7, "image": "a.jpg", "text": "Is there a dog?", "category": "random"},
+        {"question_id": 8, "image": "a.jpg", "text": "Is there a cow?", "category": "random"},
+    ]
+    answers = [{"question_id": n, "text": "Yes"} for n in (7, 8)]
+    files = ScoreFiles(
+        labels=tmp_path / "labels",
+        questions=lines(tmp_path / "questions.jsonl", questions),
+        answers=lines(tmp_path / "answers.jsonl", answers),
+    )
+    report = LOCAL["pope"].score(files)
+    assert (report["n"], report["random"]["accuracy"]) == (1, 1)
+    assert "popular" not in report
+    assert counts(report) == {"unasked": 5, "unlabelled": 1, "extra": 1}
+    lines(tmp_path / "questions.jsonl", questions[1:])
+    with pytest.raises(InvalidField, match="asks nothing"):
+        LOCAL["pope"].score(files)
+
+
 def test_pope_gives_the_five_figures_of_its_paper(tmp_path: Path) -> None:
     case = CASES[0]
     report = graded(case, tmp_path, [case.line(n, t) for n, t in enumerate(["Yes"] * 3 + ["No"])])

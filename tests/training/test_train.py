@@ -9,7 +9,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 from pydantic_settings import CliApp
+from typer.testing import CliRunner
 
+from app.cli.main import cli
 from app.errors import InvalidField
 from app.router.store import load_router
 from app.training.card import CARD_NAME, command
@@ -144,3 +146,19 @@ def test_the_command_names_what_differs_from_the_defaults_and_repeats_the_run() 
     )
     parsed = CliApp.run(RouterTrainingOptions, cli_args=line.split()[3:])
     assert parsed == chosen.model_copy(update={"output": None})
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("init", ["zero", "attention"])
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_the_command_line_trains_with_everything_else_at_its_default(
+    tiny_folder: Path, tmp_path: Path, init: str, epochs: int
+) -> None:
+    line = command(
+        options(
+            tiny_folder, tmp_path, init=init, epochs=epochs, init_epochs=4, calibration_samples=0
+        )
+    )
+    said = [*line.split()[1:], "--output", str(tmp_path)]
+    assert CliRunner().invoke(cli, said).exit_code == 0
+    assert (tmp_path / CARD_NAME).is_file()

@@ -15,6 +15,7 @@ from app.evaluation.local import LocalBenchmark, ScoreFiles
 from app.evaluation.reading import ONE_WORD, bare_question, pope_says
 
 _SPLITS = ("adversarial", "popular", "random")
+_OFFICIAL = {f"coco_pope_{split}" for split in _SPLITS}
 
 
 class Pope(LocalBenchmark):
@@ -29,7 +30,8 @@ class Pope(LocalBenchmark):
 
     Files: `coco_pope_<split>.json` (JSON lines: question_id, image, text, label), pictures in
     `val2014/`, `images/` or beside them. Answers: lines with question_id and text, in the order of
-    LLaVA's question file where ids restart in every split.
+    LLaVA's question file where ids restart in every split. With a question file the exam is what
+    it asks: labels that it leaves out are `unasked`, its questions without a label `unlabelled`.
     """
 
     name = "pope"
@@ -48,11 +50,11 @@ class Pope(LocalBenchmark):
         problems = Problems()
         rows = cls.labelled(files.labels, param="labels")
         if files.questions is not None:
-            rows = cls.in_order_of(files.questions, rows)
+            rows = cls.exam_of(files.questions, rows, problems)
         return cls.report(rows, join(rows, cls.given(files.answers), problems), problems)
 
     @classmethod
-    def in_order_of(cls, questions: Path, rows: Sequence[Row]) -> list[Row]:
+    def exam_of(cls, questions: Path, rows: Sequence[Row], problems: Problems) -> list[Row]:
         """Joined by split, picture and question; ids become those of the question file."""
         left: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
         for row in rows:
@@ -66,14 +68,20 @@ class Pope(LocalBenchmark):
             same = left[split, str(line.get("image", "")), bare_question(str(line["text"]))]
             if same:
                 asked.append(replace(same.pop(0), id=str(line["question_id"])))
-        return asked + [row for found in left.values() for row in found]
+            else:
+                problems.add("unlabelled", str(line["question_id"]))
+        if not asked:
+            raise unusable(questions, "asks nothing that the labels know", param="questions")
+        for row in (row for found in left.values() for row in found):
+            problems.add("unasked", row.id)
+        return asked
 
     @classmethod
     def labelled(cls, path: Path, *, param: str) -> list[Row]:
         paths = [path]
         if path.is_dir():
             paths = sorted(found for pattern in cls.label_files for found in path.glob(pattern))
-            paths = [found for found in paths if "coco_pope_" in found.name] or paths
+            paths = [found for found in paths if found.stem in _OFFICIAL] or paths
         if not paths:
             raise unusable(path, "has no coco_pope_*.json", param=param)
         return [row for found in paths for row in _split(found, param=param)]
