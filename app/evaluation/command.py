@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from app.core import StrategyInfo
 from app.errors import InvalidField
 from app.evaluation.base import Benchmark
 from app.evaluation.cells import cells_of, infeasible_of
@@ -56,6 +57,7 @@ class Job:
         self._benchmark = benchmark
         self._options = wishes.options
         self._model = subjects[None].quality.capabilities()
+        self._strategies = _strategies_of(subjects)
         self._levels: dict[str, str] = {}
         rows = [parse_contender(text) for text in wishes.strategies]
         rows = [row for row in rows if self._is_known(row, skips=wishes.skips_unknown)]
@@ -92,7 +94,7 @@ class Job:
 
     def _is_known(self, row: Contender, *, skips: bool) -> bool:
         try:
-            self._levels[row.strategy] = level_of(row.strategy, self._model.strategies)
+            self._levels[row.strategy] = level_of(row.strategy, self._strategies)
         except InvalidField as err:
             if not skips:
                 raise
@@ -117,6 +119,16 @@ def limits_of(
     """A strategy's own count first, then the count for all, then the preset's."""
     base = dict(preset) if limit is None else {OTHERS: limit}
     return {**base, **limits}
+
+
+def _strategies_of(subjects: Subjects) -> tuple[StrategyInfo, ...]:
+    """Those of every router together: the model's own folder may have none."""
+    known = {
+        info.name: info
+        for subject in subjects.values()
+        for info in subject.quality.capabilities().strategies
+    }
+    return tuple(known.values())
 
 
 def cells_folder(output: Path | None) -> Path | None:

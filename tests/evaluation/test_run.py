@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 from app.errors import InvalidField
 from app.evaluation import grid
 from app.evaluation.benchmarks import BENCHMARKS
+from app.evaluation.command import Job, Wishes
 from app.evaluation.defaults import Search
 from app.evaluation.report import write_report
 from app.evaluation.run import Options
 from app.evaluation.store import Store
+from app.evaluation.subjects import Subject
 from tests.evaluation.made_up import KnobRunner, MadeUp, run
 
 
@@ -46,6 +49,26 @@ def test_cells_hold_what_the_contract_names() -> None:
     assert pruned["retained"]["ratio"] == 1
     assert dense["latency_ratio"] == 1
     assert pruned["kl_nats"] is None
+
+
+def test_a_router_under_test_brings_its_strategies_along() -> None:
+    """The model's own folder may hold no router, and so no `par`."""
+    without = KnobRunner()
+    known = without.capabilities()
+    (pruning,) = (info for info in known.strategies if info.name == "fake")
+    with_router = KnobRunner()
+    with_router.capabilities = lambda: replace(  # type: ignore[method-assign]
+        known, strategies=(*known.strategies, replace(pruning, name="par"))
+    )
+    subjects = {
+        None: Subject(quality=without, timed=without),
+        "mine": Subject(quality=with_router, timed=with_router),
+    }
+    wishes = Wishes(
+        strategies=("fake", "par"), budgets=("0.5",), limits={"*": 2}, routers={"mine": Path()}
+    )
+    job = Job(subjects, MadeUp(), wishes)
+    assert [setting.contender.label for setting in job.grid] == ["fake", "par@mine"]
 
 
 def test_an_interrupted_grid_continues_and_reports_the_same_bytes(tmp_path: Path) -> None:

@@ -193,6 +193,19 @@ def test_ids_that_restart_in_every_split_are_joined_by_order(tmp_path: Path) -> 
     assert report["popular"]["accuracy"] == 0.5
 
 
+def test_popes_splits_are_each_read_from_their_official_file_if_they_have_one(
+    tmp_path: Path,
+) -> None:
+    row = {"question_id": 1, "image": "a.jpg", "text": "Is there a cat?", "label": "yes"}
+    folder = tmp_path / "labels"
+    for name in ("coco_pope_random", "coco_pope_random.old", "pope_popular_part", "other_pope"):
+        lines(folder / f"{name}.json", [row])
+    answers = lines(tmp_path / "answers.jsonl", [{"question_id": 1, "text": "Yes"}] * 3)
+    report = LOCAL["pope"].score(ScoreFiles(labels=folder, answers=answers))
+    assert report["n"] == 3
+    assert {"random", "popular", "other_pope"} <= set(report)
+
+
 def test_popes_exam_is_what_the_question_file_asks(tmp_path: Path) -> None:
     labels = [
         {"question_id": n, "image": "a.jpg", "text": f"Is there a {what}?", "label": "yes"}

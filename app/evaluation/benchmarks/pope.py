@@ -15,7 +15,6 @@ from app.evaluation.local import LocalBenchmark, ScoreFiles
 from app.evaluation.reading import ONE_WORD, bare_question, pope_says
 
 _SPLITS = ("adversarial", "popular", "random")
-_OFFICIAL = {f"coco_pope_{split}" for split in _SPLITS}
 
 
 class Pope(LocalBenchmark):
@@ -81,7 +80,7 @@ class Pope(LocalBenchmark):
         paths = [path]
         if path.is_dir():
             paths = sorted(found for pattern in cls.label_files for found in path.glob(pattern))
-            paths = [found for found in paths if found.stem in _OFFICIAL] or paths
+            paths = _official_first(paths)
         if not paths:
             raise unusable(path, "has no coco_pope_*.json", param=param)
         return [row for found in paths for row in _split(found, param=param)]
@@ -112,8 +111,18 @@ def _confusion(pairs: Sequence[tuple[str, str | None]]) -> dict[str, float]:
     }
 
 
+def _official_first(paths: Sequence[Path]) -> list[Path]:
+    """A split that has its official file is read from that alone."""
+    official = {path for path in paths if path.stem == f"coco_pope_{_split_of(path)}"}
+    covered = {_split_of(path) for path in official}
+    return [path for path in paths if path in official or _split_of(path) not in covered]
+
+
+def _split_of(path: Path) -> str:
+    return next((split for split in _SPLITS if split in path.stem), path.stem)
+
+
 def _split(path: Path, *, param: str) -> list[Row]:
-    named = next((split for split in _SPLITS if split in path.stem), path.stem)
     rows = []
     for place, value in enumerate(read_rows(path, ("text", "label"), param=param), 1):
         label = str(value["label"]).strip().lower()
@@ -125,7 +134,7 @@ def _split(path: Path, *, param: str) -> list[Row]:
                 id=str(value.get("question_id", place)),
                 text=text,
                 prompt=f"{text}\n{ONE_WORD}",
-                type=str(value.get("category", named)),
+                type=str(value.get("category", _split_of(path))),
                 label=label,
                 picture=str(value.get("image", "")),
             )
