@@ -48,6 +48,15 @@ class PictureBank:
         if batch:
             yield batch
 
+    def spread(self) -> Iterator[Asked]:
+        """All questions, one of every picture before the next: the n-th begins with its n-th."""
+        most = max((len(picture.questions) for picture in self.pictures), default=0)
+        for turn in range(most):
+            for idx, picture in enumerate(self.pictures):
+                count = len(picture.questions)
+                if turn < count:
+                    yield self.ask(idx, picture.questions[(idx + turn) % count])
+
     def _entry(self, picture_idx: int) -> tuple[ImageInput, VisualTokens]:
         if picture_idx not in self._encoded:
             image = self.pictures[picture_idx].load()
