@@ -20,7 +20,7 @@ from app.jobs.connection import connect
 from app.jobs.execution import Answered
 from app.jobs.queue import Queue
 from app.jobs.store import Store
-from app.jobs.transitions import QueueLimits
+from app.jobs.transitions import Beat, QueueLimits
 from app.jobs.worker import Worker, look_ahead
 
 POISON = "poison"
@@ -76,6 +76,17 @@ class StandInEngine:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
+class LateNewsQueue(Queue):
+    """Renews leases in time; what a beat says of those that were lost is heard so much later."""
+
+    news_seconds = 0.0
+
+    async def beat(self, worker: str, leases: Mapping[str, int]) -> Beat:
+        said = await super().beat(worker, leases)
+        await asyncio.sleep(self.news_seconds)
+        return said
+
+
 async def work(args: argparse.Namespace) -> None:
     limits = QueueLimits(lease_ms=args.lease_ms, window=args.window)
     client = connect(args.url)
@@ -83,9 +94,10 @@ async def work(args: argparse.Namespace) -> None:
     store.prepare()
     engine = StandInEngine(slots=args.slots, step_seconds=args.step_ms / 1000, steps=args.steps)
     stepping = asyncio.create_task(engine.step_on())
+    LateNewsQueue.news_seconds = args.news_ms / 1000
     worker = Worker(
         Queue(client, limits),
-        lambda: Queue(connect(args.url), limits),
+        lambda: LateNewsQueue(connect(args.url), limits),
         store,
         engine,
         free_slots=engine.free_slots,
@@ -110,6 +122,7 @@ def main() -> None:
     parser.add_argument("--step-ms", type=float, default=10)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--lease-ms", type=int, default=1000)
+    parser.add_argument("--news-ms", type=float, default=0)
     parser.add_argument("--window", type=int, default=64)
     parser.add_argument("--hang-seconds", type=float, default=60)
     logging.basicConfig(level=logging.WARNING)

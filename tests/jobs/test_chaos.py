@@ -101,14 +101,16 @@ async def test_r2_a_killed_server_loses_nothing(queue, own_server, store, rng, l
 
 
 async def test_r3_a_frozen_worker_that_wakes_is_refused(queue, own_server, store, rng, long_form):
-    """A result races with the beat that would have told its worker: freeze until one has won."""
+    """A result races with the beat that would tell its worker: that news is made to come late."""
     count, freezes = 1000 if long_form else 400, range(10)
+    options = ["--steps", "30", "--news-ms", "400"]
     asked = questions(count)
     batch = await load_batch(queue, store, asked)
-    with Fleet(own_server.url, store.results.parent, options=["--steps", "30"]) as fleet:
+    with Fleet(own_server.url, store.results.parent, options=options) as fleet:
         for freeze in freezes:
             await _wait_for(queue, batch, count * freeze // (len(freezes) + 2) + 1, fleet)
             frozen = rng.choice(fleet.members)
+            await asyncio.sleep(rng.uniform(0, 0.3))
             fleet.freeze(frozen)
             await asyncio.sleep(2.5 * LEASE_MS / 1000)
             fleet.thaw(frozen)
