@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from app.cli.main import cli
 from app.jobs import keys
 from app.jobs.admin import Admin
+from app.jobs.connection import connect
 from app.jobs.ids import new_batch_id
 from app.jobs.keys import key
 from app.jobs.runtime import files_folder
@@ -139,8 +140,11 @@ async def put_old(served, data):
 
 
 async def test_a_volume_is_swept_again_once_it_is_adopted_after_a_loss_of_redis(
-    serve, type_in, caplog
+    serve, redis_url, type_in, caplog
 ):
+    async with connect(redis_url) as client:
+        # The service's own sweeper waits for this turn, so that only the test sweeps.
+        await client.set(key("sweeping"), "1")
     async with serve() as served:
         client, sweeper = served.queue.client, Sweeper(served.queue.client, served.store)
         lost = await put_old(served, input_of(3))
@@ -149,7 +153,8 @@ async def test_a_volume_is_swept_again_once_it_is_adopted_after_a_loss_of_redis(
         batch = new_batch_id()
         served.store.put_result(batch, b"{}")
         age(served.store.results / batch)
-        await client.flushall()
+        async with client.pipeline(transaction=True) as losing:
+            await losing.flushall().set(key("sweeping"), "1").execute()
         since = await put_old(served, input_of(2))
         assert await sweeper.sweep() == 0
         assert "allrounder jobs adopt-volume" in caplog.text
