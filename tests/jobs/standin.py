@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from redis.asyncio import Redis
+
 from app.jobs.beat import Progress
 from app.jobs.connection import connect
 from app.jobs.execution import Answered
@@ -79,11 +81,13 @@ class StandInEngine:
 class LateNewsQueue(Queue):
     """Renews leases in time; what a beat says of those that were lost is heard so much later."""
 
-    news_seconds = 0.0
+    def __init__(self, client: Redis, limits: QueueLimits, *, news_seconds: float) -> None:
+        super().__init__(client, limits)
+        self._news_seconds = news_seconds
 
     async def beat(self, worker: str, leases: Mapping[str, int]) -> Beat:
         said = await super().beat(worker, leases)
-        await asyncio.sleep(self.news_seconds)
+        await asyncio.sleep(self._news_seconds)
         return said
 
 
@@ -94,10 +98,9 @@ async def work(args: argparse.Namespace) -> None:
     store.prepare()
     engine = StandInEngine(slots=args.slots, step_seconds=args.step_ms / 1000, steps=args.steps)
     stepping = asyncio.create_task(engine.step_on())
-    LateNewsQueue.news_seconds = args.news_ms / 1000
     worker = Worker(
         Queue(client, limits),
-        lambda: LateNewsQueue(connect(args.url), limits),
+        lambda: LateNewsQueue(connect(args.url), limits, news_seconds=args.news_ms / 1000),
         store,
         engine,
         free_slots=engine.free_slots,
