@@ -10,6 +10,7 @@ COPY constraints.txt ./
 
 FROM builder AS wheel
 COPY pyproject.toml README.md LICENSE ./
+COPY allrounder allrounder
 COPY app app
 COPY router_weights router_weights
 RUN pip wheel --no-deps --wheel-dir /dist .

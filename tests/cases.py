@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.budget import Budget, Counts, FlopsShare, Quality
-from app.core import PromptShape
-from app.pruning.greedy import covering_flops, farthest_flops
+from allrounder.core import PromptShape
+from allrounder.core.budget import Budget, Counts, FlopsShare, Quality
+from allrounder.pruning.greedy import covering_flops, farthest_flops
 
 
 @dataclass(frozen=True, kw_only=True)

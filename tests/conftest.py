@@ -85,6 +85,6 @@ def long_form(pytestconfig: pytest.Config) -> bool:
 @pytest.fixture(scope="session")
 def demo_weights() -> Path:
     """The embedded model as a plain transformers folder."""
-    folder = ROOT / "app" / "demo" / "weights"
-    assert (folder / "config.json").is_file(), f"{folder} holds no model: allrounder train demo"
+    folder = ROOT / "allrounder" / "demo" / "weights"
+    assert (folder / "config.json").is_file(), f"no model in {folder}"
     return folder

@@ -13,38 +13,54 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-APP = ROOT / "app"
+LIBRARY = ROOT / "allrounder"
+SERVICE = ROOT / "app" / "allrounder_service"
+RESEARCH = ROOT / "research"
+HOUSES = (LIBRARY, SERVICE, RESEARCH)
 
-MAX_FILE_LINES = 300
+MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 50
 # "app/x.py" or "app/x.py:function", each with its reason beside it.
 OVERSIZE: frozenset[str] = frozenset()
 
 # Where a third-party package may be imported: modules, or packages with all that lies below.
 HOMES: dict[str, tuple[str, ...]] = {
-    "fastapi": ("app.api", "app.main"),
-    "starlette": ("app.api", "app.main"),
-    "redis": ("app.jobs",),
-    "prometheus_client": ("app.metrics",),
-    "opentelemetry": ("app.tracing.otel", "app.tracing.spans"),
-    "transformers": ("app.models", "app.demo"),
-    "PIL": ("app.intake.images", "app.models", "app.demo", "app.bench.pictures"),
-    "httpx2": ("app.intake.fetch", "app.bench", "app.cli"),
+    "fastapi": ("allrounder_service.api", "allrounder_service.main"),
+    "starlette": ("allrounder_service.api", "allrounder_service.main"),
+    "uvicorn": ("allrounder_service.api.transport", "allrounder_service.main"),
+    "redis": ("allrounder_service.jobs",),
+    "prometheus_client": ("allrounder_service.metrics",),
+    "opentelemetry": ("allrounder_service.tracing.otel", "allrounder_service.tracing.spans"),
+    "transformers": ("allrounder.models", "research.demo_model"),
+    "PIL": (
+        "allrounder.images",
+        "allrounder.models",
+        "allrounder.demo",
+        "allrounder.bench.noise_images",
+        "allrounder.vlm",
+        "allrounder_service.api.intake.image_decoder",
+        "research.demo_model",
+    ),
+    "httpx2": ("allrounder.bench", "allrounder_service.cli"),
     "httpx": (),
     "torchvision": (),
 }
 
 TORCH_FREE = (
-    "app.api",
-    "app.jobs",
-    "app.tracing",
-    "app.engine.scheduler",
-    "app.intake.requests",
-    "app.budget",
-    "app.cost",
-    "app.core",
-    "app.errors",
-    "app.settings",
+    "allrounder",
+    "allrounder.budget",
+    "allrounder.core",
+    "allrounder.cost",
+    "allrounder.engine.scheduling.scheduler",
+    "allrounder.errors",
+    "allrounder.settings",
+    "allrounder_service.api",
+    "allrounder_service.api.intake.chat_body",
+    "allrounder_service.cli.main",
+    "allrounder_service.jobs",
+    "allrounder_service.main",
+    "allrounder_service.settings",
+    "allrounder_service.tracing",
 )
 
 BANNED = {
@@ -64,7 +80,8 @@ def place(path: Path) -> str:
 
 
 def module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
+    house = SERVICE.parent if path.is_relative_to(SERVICE) else ROOT
+    parts = path.relative_to(house).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
@@ -116,14 +133,14 @@ def beyond_exports(path: Path) -> Iterator[str]:
 
 
 def test_files_and_functions_stay_under_their_caps() -> None:
-    found = [line for path in python_files(APP) for line in oversize(path)]
+    found = [line for path in python_files(*HOUSES) for line in oversize(path)]
     assert [line for line in found if line.split(": ")[0] not in OVERSIZE] == []
 
 
 def test_every_dependency_is_imported_only_in_its_home() -> None:
     strays = [
         f"{place(path)} imports {package}, at home in {HOMES[package] or 'no file'}"
-        for path in python_files(APP)
+        for path in python_files(*HOUSES)
         for package in imported_packages(ast.parse(path.read_text(encoding="utf-8")))
         if package in HOMES and not any(lies_in(module_name(path), home) for home in HOMES[package])
     ]
@@ -131,12 +148,12 @@ def test_every_dependency_is_imported_only_in_its_home() -> None:
 
 
 def test_every_package_init_only_exports_or_keeps_a_registry() -> None:
-    inits = [path for path in python_files(APP) if path.name == "__init__.py"]
+    inits = [path for path in python_files(*HOUSES) if path.name == "__init__.py"]
     assert [line for path in inits for line in beyond_exports(path)] == []
 
 
 def test_every_folder_of_modules_is_a_package() -> None:
-    folders = {path.parent for path in python_files(APP)}
+    folders = {path.parent for path in python_files(*HOUSES)}
     assert [place(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
@@ -145,7 +162,7 @@ def test_no_source_holds(reason: str) -> None:
     pattern = re.compile(BANNED[reason])
     found = [
         f"{place(path)}:{number}: {line.strip()}"
-        for path in python_files(APP, ROOT / "tests")
+        for path in python_files(*HOUSES, ROOT / "tests")
         if path != Path(__file__)
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         if pattern.search(line)
@@ -155,9 +172,7 @@ def test_no_source_holds(reason: str) -> None:
 
 @pytest.mark.timeout(60)
 def test_torch_stays_unloaded_where_requests_are_admitted_and_priced() -> None:
-    known = {module_name(path) for path in python_files(APP)}
-    modules = [name for name in TORCH_FREE if name in known]
-    script = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
+    script = f"import sys, {', '.join(TORCH_FREE)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from app.settings import Settings
+from allrounder_service.settings import Settings
 
 
 @pytest.fixture(autouse=True)

@@ -21,8 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from app.budget import Budget, FlopsShare
-from app.core import BudgetRequest, ChatRequest, ImageInput, SamplingParams
+from allrounder.core import BudgetRequest, ChatRequest, ImageInput, SamplingParams
+from allrounder.core.budget import Budget, FlopsShare
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<image>")
 SIDE, PATCH = 112, 14

@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from app.bench.own_server import own_server
+from allrounder.bench.own_server import own_server
 from tests.deploy.expressions import Expression, panels
 from tests.deploy.live import Prometheus, Series, make_traffic, running_prometheus
 

@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 import httpx2
 import pytest
 
-from app.engine.base import EngineState
-from app.engine.engine import Engine
-from app.engine.fake import FakeRunner
-from app.main import create_app
-from app.settings import Settings
+from allrounder.engine.engine import Engine
+from allrounder.engine.fake import FakeRunner
+from allrounder.engine.protocols import EngineState
+from allrounder_service.main import create_app
+from allrounder_service.settings import Settings
 
 
 class Serving:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from app.engine.engine import Engine
-from app.engine.fake import DeviceLost, FakeRunner
-from app.main import serve
-from app.settings import Settings
+from allrounder.engine.engine import Engine
+from allrounder.engine.fake import DeviceLost, FakeRunner
+from allrounder_service.main import serve
+from allrounder_service.settings import Settings
 
 
 def make_engine(settings, observer):

@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager, nullcontext
 
 import uvicorn
 
-from app.api.auth import issue_key
-from app.api.key_file import changing
-from app.api.transport import TransportLimits, protocol_with
+from allrounder_service.api.auth import issue_key
+from allrounder_service.api.key_file import changing
+from allrounder_service.api.transport import TransportLimits, protocol_with
 
 
 def add_key(path, *, tenant="acme", **fields):

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from app.engine.base import EngineState
-from app.engine.fake import DeviceLost, FakeRunner
-from app.errors import EngineOutOfMemory
+from allrounder.engine.fake import DeviceLost, FakeRunner
+from allrounder.engine.protocols import EngineState
+from allrounder.errors import EngineOutOfMemory
 from tests.api.calls import QUESTION, URL, BareCall, chat_body, problem
 from tests.intake import pictures
 

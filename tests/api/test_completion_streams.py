@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from app.api import sse
-from app.engine.fake import FakeRunner
-from app.errors import BudgetTooSmall, DeadlineExceeded
+from allrounder.engine.fake import FakeRunner
+from allrounder.errors import BudgetTooSmall, DeadlineExceeded
+from allrounder_service.api import sse
 from tests.api.calls import QUESTION, BareCall, completion_body, events, problem
 
 PATH = "/v1/chat/completions"

@@ -10,8 +10,8 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessage
 
-from app.engine.fake import FakeRunner
-from app.errors import EngineOutOfMemory
+from allrounder.engine.fake import FakeRunner
+from allrounder.errors import EngineOutOfMemory
 from tests.api.calls import QUESTION, URL, BareCall, completion_body, problem
 
 PATH = "/v1/chat/completions"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from app.settings import Settings
+from allrounder_service.settings import Settings
 from tests.api.calls import chat_body
 
 ORIGIN = "https://app.example.com"
@@ -56,7 +56,7 @@ async def test_another_origin_is_not_let_in(serve):
 
 
 @pytest.mark.parametrize(
-    "origin", ["app.example.com", "https://*.example.com", "https://a/b", "null"]
+    "origin", ["allrounder.example.com", "https://*.example.com", "https://a/b", "null"]
 )
 def test_what_is_no_origin_is_refused_at_the_start(origin):
     with pytest.raises(ValidationError):

@@ -199,7 +199,7 @@ async def test_an_unexpected_error_is_a_500_with_a_fixed_text(serve, monkeypatch
     def fail(*_args, **_kwargs):
         raise KeyError("/srv/secret at 0x7f0012345678")
 
-    monkeypatch.setattr("app.api.drafts.parse_chat", fail)
+    monkeypatch.setattr("allrounder_service.api.drafts.parse_chat", fail)
     async with serve() as served:
         headers = {"X-Request-Id": "find-me"}
         response = await served.client.post("/v1/chat", json=chat_body(), headers=headers)

@@ -18,11 +18,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from starlette.datastructures import Headers
 
-from app.api.auth import KeyRing, issue_key
-from app.api.key_file import KeyFile, Scope, WatchedKeys, changing, read_keys
-from app.errors import AuthenticationFailed, KeyFileUnusable
-from app.main import create_app
-from app.settings import Settings
+from allrounder.errors import AuthenticationFailed, KeyFileUnusable
+from allrounder_service.api.auth import KeyRing, issue_key
+from allrounder_service.api.key_file import KeyFile, Scope, WatchedKeys, changing, read_keys
+from allrounder_service.main import create_app
+from allrounder_service.settings import Settings
 from tests.api.calls import QUESTION, chat_body, problem
 from tests.api.keys import add_key, bearer
 from tests.api.test_metrics_endpoint import series
@@ -339,7 +339,7 @@ def test_the_same_digests_are_made_and_compared_whatever_the_key(path, monkeypat
         return hmac_compare(one, other)
 
     hmac_compare = hmac.compare_digest
-    monkeypatch.setattr("app.api.auth.hmac.compare_digest", compare)
+    monkeypatch.setattr("allrounder_service.api.auth.hmac.compare_digest", compare)
     assert is_let_in(tried, keys[kind]) == (kind == "right")
     assert calls == [(64, 64)] * 2
 

@@ -9,8 +9,8 @@ import openai
 import pytest
 from starlette.datastructures import Headers
 
-from app.api.limits import Limiter
-from app.engine.fake import FakeRunner
+from allrounder.engine.fake import FakeRunner
+from allrounder_service.api.limits import Limiter
 from tests.api.calls import BareCall, chat_body, completion_body, problem
 from tests.api.keys import add_key, bearer, listening
 

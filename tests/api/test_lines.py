@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from app.api.lines import LINE_URLS, answer_line
-from app.core import Priority
-from app.engine.fake import FakeRunner
+from allrounder.core import Priority
+from allrounder.engine.fake import FakeRunner
+from allrounder_service.api.batch_lines import LINE_URLS, answer_line
 from tests.api.calls import QUESTION, chat_body, completion_body
 
 BODIES = {"/v1/chat": chat_body, "/v1/chat/completions": completion_body}

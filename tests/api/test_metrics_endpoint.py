@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from app.engine.fake import FakeRunner
+from allrounder.engine.fake import FakeRunner
 from tests.api.calls import chat_body
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.api.endpoints.playground import MEDIA_TYPES, WEB
-from app.demo.showcase import INDEX, draw_showcase, index_of
-from app.main import create_app
-from app.settings import Settings
+from allrounder_service.api.endpoints.playground import MEDIA_TYPES, WEB
+from allrounder_service.main import create_app
+from allrounder_service.settings import Settings
+from research.demo_model.showcase import INDEX, draw_showcase, index_of
 from tests.web.asking import EXAMPLES
 
 MAX_FILE_LINES = 300

@@ -16,8 +16,8 @@ import httpx2
 import pytest
 from typer.testing import CliRunner
 
-from app.cli.main import cli
-from app.main import EXIT_ENGINE_FAILED
+from allrounder_service.cli.main import cli
+from allrounder_service.main import EXIT_ENGINE_FAILED
 from tests.api.calls import chat_body, events
 from tests.intake.pictures import red
 

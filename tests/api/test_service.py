@@ -12,9 +12,9 @@ import threading
 import httpx2
 import pytest
 
-from app.api.auth import KeyRing
-from app.engine.base import EngineState
-from app.engine.fake import FakeRunner
+from allrounder.engine.fake import FakeRunner
+from allrounder.engine.protocols import EngineState
+from allrounder_service.api.auth import KeyRing
 from tests.api.calls import QUESTION, chat_body, problem
 from tests.api.keys import listening
 
@@ -176,14 +176,18 @@ async def test_each_request_is_logged_once_without_its_content(serve, caplog):
     async with serve() as served:
         caplog.clear()
         await served.client.post("/v1/chat?key=hidden", json=chat_body(question="my secret"))
-    (record,) = [each for each in caplog.records if each.name == "app.access"]
+    (record,) = [each for each in caplog.records if each.name == "allrounder.access"]
     assert (record.endpoint, record.status, record.method) == ("/v1/chat", 200, "POST")
-    logged = json.dumps([vars(each) for each in caplog.records if each.name[:3] == "app"])
+    logged = json.dumps(
+        [vars(each) for each in caplog.records if each.name.startswith("allrounder")]
+    )
     assert "secret" not in logged
     assert "hidden" not in logged
 
 
-@pytest.mark.parametrize("module", ["app.main", "app.api.endpoints", "app.intake.images"])
+@pytest.mark.parametrize(
+    "module", ["allrounder_service.main", "allrounder_service.api.endpoints", "allrounder.images"]
+)
 def test_importing_the_service_does_not_load_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from app.api import sse
-from app.engine.fake import FakeRunner
-from app.errors import DeadlineExceeded
+from allrounder.engine.fake import FakeRunner
+from allrounder.errors import DeadlineExceeded
+from allrounder_service.api import sse
 from tests.api.calls import QUESTION, BareCall, chat_body, events
 
 
@@ -66,7 +66,7 @@ async def test_an_unexpected_error_in_a_stream_hides_its_text(serve, monkeypatch
     def fail(*_args, **_kwargs):
         raise ValueError("secret at 0x7f0012345678")
 
-    monkeypatch.setattr("app.api.endpoints.chat.chat_answer", fail)
+    monkeypatch.setattr("allrounder_service.api.endpoints.chat.chat_answer", fail)
     async with serve() as served:
         response = await served.client.post("/v1/chat", json=chat_body(stream=True))
     error = json.loads(events(response.text)[-2])["error"]

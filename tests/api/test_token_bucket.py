@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.limits import MINUTE_NS, Limiter, Limits, TokenBucket, duration
-from app.errors import RateLimited
+from allrounder.errors import RateLimited
+from allrounder_service.api.limits import MINUTE_NS, Limiter, Limits, TokenBucket, duration
 
 PAUSES = st.integers(0, 3 * MINUTE_NS)
 CALLS = st.lists(st.tuples(PAUSES, st.integers(1, 5)), max_size=40)

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from app.engine.fake import FakeRunner
+from allrounder.engine.fake import FakeRunner
 from tests.api.calls import chat_body, completion_body
 from tests.api.keys import listening
 

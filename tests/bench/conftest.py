@@ -16,10 +16,10 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.responses import StreamingResponse
 
-from app.engine.engine import Engine
-from app.engine.fake import FakeRunner
-from app.main import create_app
-from app.settings import Settings
+from allrounder.engine.engine import Engine
+from allrounder.engine.fake import FakeRunner
+from allrounder_service.main import create_app
+from allrounder_service.settings import Settings
 
 
 @contextmanager

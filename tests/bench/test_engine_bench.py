@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from app.bench.sides import LibrarySide, OurSide, encode_all
-from app.bench.workload import (
+from allrounder.bench.sides import LibrarySide, OurSide, encode_all
+from allrounder.bench.workload import (
     DENSE,
     Workload,
     counts_within,
@@ -17,12 +17,12 @@ from app.bench.workload import (
     mixed_counts,
     scaled,
 )
-from app.budget import Counts
-from app.cli.main import cli
-from app.core import ModelGeometry, Plan, PromptShape, Selection
-from app.cost import cost_of
-from app.models.loading import load_adapter
-from app.models.transformers import TransformersAdapter
+from allrounder.core import ModelGeometry, Plan, PromptShape, Selection
+from allrounder.core.budget import Counts
+from allrounder.cost import cost_of
+from allrounder.models.loading import load_adapter
+from allrounder.models.transformers import TransformersAdapter
+from allrounder_service.cli.main import cli
 
 PLANS = ("16x7", "7x6")
 NAMES = [

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from app.bench.measure import estimate, interleaved, percentile, ratios
+from allrounder.bench.timing import estimate, interleaved, percentile, ratios
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from app.bench.environment import commit, environment
-from app.bench.goals import MODEL, with_goals
-from app.bench.plots import plot_rates, plot_ratios
-from app.bench.report import Goal, compared, counted, report, table_of
+from allrounder.bench.goals import MODEL, with_goals
+from allrounder.bench.load_plots import plot_rates, plot_ratios
+from allrounder.bench.rows import Goal, compared, counted, report, table_of
+from allrounder.measure.environment import commit, environment
 
 ROWS = [
     replace(compared("speed", [2.0, 4.0, 6.0], [1.0, 1.0, 3.0], "x"), goal=Goal(ratio=1.5)),

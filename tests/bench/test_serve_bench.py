@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from app.bench.arrivals import draw_asks, poisson_arrivals
-from app.bench.environment import without_keys
-from app.bench.exchange import End, Exchange
-from app.bench.load import Load
-from app.bench.own_server import own_server
-from app.bench.serve_rows import Slo, beside_peer, closed_rows, goodput, open_rows
-from app.bench.targets import OpenAiApi, OwnApi
-from app.cli.main import cli
-from app.engine.fake import FakeRunner
-from app.errors import StartupError
+from allrounder.bench.arrivals import draw_asks, poisson_arrivals
+from allrounder.bench.exchange import End, Exchange
+from allrounder.bench.load import Load
+from allrounder.bench.own_server import own_server
+from allrounder.bench.serve_rows import Slo, beside_peer, closed_rows, goodput, open_rows
+from allrounder.bench.targets import OpenAiApi, OwnApi
+from allrounder.engine.fake import FakeRunner
+from allrounder.errors import StartupError
+from allrounder.measure.environment import without_keys
+from allrounder_service.cli.main import cli
 from tests.bench.conftest import fake_service, peer_app, served
 
 pytestmark = pytest.mark.timeout(30)

@@ -11,8 +11,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from app.cli import evaluate
-from app.cli.main import cli
+from allrounder.cli import evaluate
+from allrounder_service.cli.main import cli
 
 
 @pytest.mark.parametrize(
@@ -22,13 +22,11 @@ from app.cli.main import cli
         ["chat"],
         ["plan"],
         ["evaluate"],
-        ["evaluate", "redundancy"],
         ["doctor"],
         ["bench"],
         ["bench", "engine"],
         ["bench", "serve"],
         ["train"],
-        ["train", "demo"],
         ["serve"],
         ["train", "router"],
     ],
@@ -51,8 +49,6 @@ def test_every_command_has_help(command: list[str]) -> None:
         ["evaluate", "--budgets", "colour=3"],
         ["evaluate", "--limits", "par"],
         ["evaluate", "--routers", "par"],
-        ["train", "demo", "--without", "weights"],
-        ["train", "demo", "--refine"],
         ["train", "router", "--model", "demo"],
         ["chat", "--image", "nowhere.png", "--question", "x"],
     ],
@@ -63,7 +59,7 @@ def test_wrong_arguments_are_refused_with_a_code(arguments: list[str]) -> None:
 
 
 def test_help_loads_no_torch() -> None:
-    code = "import app.cli.main, sys; sys.exit('torch' in sys.modules)"
+    code = "import allrounder_service.cli.main, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -12,13 +12,13 @@ import pytest
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from app.cli.doctor import examine_queue
-from app.cli.main import cli
-from app.engine.doctor import Check
-from app.jobs.embedded.binary import find_binary
-from app.jobs.embedded.folder import DataFolder
-from app.jobs.embedded.process import EmbeddedServer
-from app.settings import ROOT, Settings
+from allrounder.diagnostics import Check
+from allrounder_service.cli.doctor import examine_queue
+from allrounder_service.cli.main import cli
+from allrounder_service.jobs.embedded.binary import find_binary
+from allrounder_service.jobs.embedded.folder import DataFolder
+from allrounder_service.jobs.embedded.process import EmbeddedServer
+from allrounder_service.settings import Settings
 from tests.jobs.servers import binary_path, running_server
 
 CHECKS = [
@@ -35,6 +35,8 @@ CHECKS = [
 STAGES = {"prepare", "encode", "plan", "prefill", "decode"}
 
 pytestmark = pytest.mark.timeout(60)
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +137,7 @@ def test_a_queue_elsewhere_is_named_without_its_password(tmp_path: Path) -> None
 def test_a_queue_that_is_away_fails_and_none_at_all_is_a_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("app.jobs.doctor.PATIENCE_SECONDS", 2)
+    monkeypatch.setattr("allrounder_service.jobs.diagnosis.PATIENCE_SECONDS", 2)
     away = queue_row(Settings(redis_url=SecretStr("redis://u:secret@127.0.0.1:1/0")))
     assert (away.status, "cannot be reached" in away.detail) == ("failed", True)
     assert "redis://127.0.0.1:1/0" in away.detail

@@ -12,9 +12,9 @@ import pytest
 from starlette.datastructures import Headers
 from typer.testing import CliRunner
 
-from app.api.auth import KeyRing
-from app.api.key_file import Scope, WatchedKeys, read_keys
-from app.cli.main import cli
+from allrounder_service.api.auth import KeyRing
+from allrounder_service.api.key_file import Scope, WatchedKeys, read_keys
+from allrounder_service.cli.main import cli
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_a_file_that_is_not_there_or_damaged_is_one_line(run, path):
 
 @pytest.mark.timeout(120)
 def test_commands_at_the_same_time_lose_no_key(path):
-    command = [sys.executable, "-c", "from app.cli import main; main()"]
+    command = [sys.executable, "-c", "from allrounder_service.cli import main; main()"]
     words = ["keys", "create", "--tenant", "acme", "--file", str(path)]
 
     def create(_):
@@ -112,7 +112,7 @@ def test_commands_at_the_same_time_lose_no_key(path):
 @pytest.mark.timeout(60)
 def test_a_server_with_a_damaged_file_says_so_and_ends(path):
     path.write_text("{")
-    command = [sys.executable, "-c", "from app.cli import main; main()"]
+    command = [sys.executable, "-c", "from allrounder_service.cli import main; main()"]
     ran = subprocess.run(
         [*command, "serve", "--api-keys-file", str(path)],
         capture_output=True,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from app.cli.main import cli
+from allrounder_service.cli.main import cli
 from tests.evaluation.scorer_cases import CASES, lines
 
 POPE = CASES[0]
@@ -77,7 +77,7 @@ def test_labels_are_asked_for_where_answers_carry_none(tmp_path: Path) -> None:
 @pytest.mark.timeout(60)
 def test_scoring_loads_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom app.cli.main import cli\n"
+        "import sys\nfrom allrounder_service.cli.main import cli\n"
         f"cli({_arguments(tmp_path)!r}, standalone_mode=False)\nsys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from app.demo.lessons import Lesson, draw_lesson
-from app.demo.pool import Pool, load_pool
-from app.demo.scenes import NUM_PATCHES
-from app.demo.tokens import train_tokenizer
-from app.demo.train import DemoTrainingOptions, Part, ablated
+from allrounder.demo.scene_pool import Pool, load_pool
+from allrounder.demo.scenes import NUM_PATCHES
+from research.demo_model.lessons import Lesson, draw_lesson
+from research.demo_model.tokens import train_tokenizer
+from research.demo_model.training import DemoTrainingOptions, Part, ablated
 
 NUM_LAYERS = 12
 STEPS = range(12)

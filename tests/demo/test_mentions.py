@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.demo.ask_descriptions import NEIGHBOUR, OBJECT, PICTURE, ask_describe
-from app.demo.facts import place_answers, place_name, place_phrase
-from app.demo.mentions import named_right, read_mentions
-from app.demo.questions import Question, ask_questions, is_correct, score_answer
-from app.demo.scenes import COLOURS, SHAPES, SIZES, Split, draw_scene, scene_rng
-from app.demo.wording import Mention, with_article
+from allrounder.demo.ask_descriptions import NEIGHBOUR, OBJECT, PICTURE, ask_describe
+from allrounder.demo.facts import place_answers, place_name, place_phrase
+from allrounder.demo.mentions import named_right, read_mentions
+from allrounder.demo.questions import Question, ask_questions, is_correct, score_answer
+from allrounder.demo.scenes import COLOURS, SHAPES, SIZES, Split, draw_scene, scene_rng
+from allrounder.demo.wording import Mention, with_article
 
 RED = Mention(size="small", colour="red", shape="circle")
 BLUE = Mention(size="large", colour="blue", shape="square")

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from app.demo import held_out
-from app.demo.evaluate import Row, format_rows, rows_of
-from app.demo.held_out import Score, draw_exams, draw_questions
-from app.demo.pool import pool_scene
-from app.demo.question_only import MIN_SUPPORT, QuestionOnly, learn_question_only
-from app.demo.questions import TYPES, Question
-from app.demo.scenes import Scene, Split
-from app.demo.wording import Mention
+from allrounder.demo import held_out
+from allrounder.demo.held_out import Score, draw_exams, draw_questions
+from allrounder.demo.questions import TYPES, Question
+from allrounder.demo.scene_pool import pool_scene
+from allrounder.demo.scenes import Scene, Split
+from allrounder.demo.wording import Mention
+from research.demo_model.evaluate import Row, format_rows, rows_of
+from research.demo_model.question_only import MIN_SUPPORT, QuestionOnly, learn_question_only
 
 
 def ask(text: str, *answers: str, type_name: str = "colour") -> Question:

@@ -7,8 +7,16 @@ from random import Random
 
 import pytest
 
-from app.demo.questions import TYPES, Question, ask_questions, is_correct
-from app.demo.scenes import COLOURS, SHAPES, Scene, SceneObject, Split, draw_scene, scene_rng
+from allrounder.demo.questions import TYPES, Question, ask_questions, is_correct
+from allrounder.demo.scenes import (
+    COLOURS,
+    SHAPES,
+    Scene,
+    SceneObject,
+    Split,
+    draw_scene,
+    scene_rng,
+)
 
 SCENES = [draw_scene(scene_rng(Split.TEST, 2, index)) for index in range(120)]
 ASKED = [(scene, ask_questions(scene, Random(i))) for i, scene in enumerate(SCENES)]

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from app.demo.scenes import (
+from allrounder.demo.scenes import (
     COLOURS,
     GRID,
     IMAGE_SIZE,

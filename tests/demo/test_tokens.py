@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
-from app.demo.model import to_pixels
-from app.demo.questions import ask_questions
-from app.demo.scenes import NUM_PATCHES, Split, draw_scene, render, scene_rng
-from app.demo.tokens import (
+from allrounder.demo.questions import ask_questions
+from allrounder.demo.scenes import NUM_PATCHES, Split, draw_scene, render, scene_rng
+from research.demo_model.lvlm import to_pixels
+from research.demo_model.tokens import (
     EOS,
     IMAGE,
     build_processor,

@@ -11,18 +11,23 @@ import pytest
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from app.demo.checkpoint import load_checkpoint
-from app.demo.decoder import PackedDecoder
-from app.demo.decoder_training import DecoderOptions, DecoderTraining, StepResult, tally_loss
-from app.demo.lessons import Plan
-from app.demo.model import build_model
-from app.demo.muon import orthogonalise
-from app.demo.packing import pack
-from app.demo.questions import ask_questions
-from app.demo.scenes import NUM_PATCHES, Split, draw_scene, object_marks, scene_rng
-from app.demo.tokens import prefix_ids, tokenise, train_tokenizer
-from app.demo.train import DemoTrainingOptions, train
-from app.demo.vision import VisionOptions
+from allrounder.demo.questions import ask_questions
+from allrounder.demo.scenes import NUM_PATCHES, Split, draw_scene, object_marks, scene_rng
+from allrounder.training.muon import orthogonalise
+from research.demo_model.checkpoint import load_checkpoint
+from research.demo_model.decoder import PackedDecoder
+from research.demo_model.decoder_training import (
+    DecoderOptions,
+    DecoderTraining,
+    StepResult,
+    tally_loss,
+)
+from research.demo_model.lessons import Plan
+from research.demo_model.lvlm import build_model
+from research.demo_model.packing import pack
+from research.demo_model.tokens import prefix_ids, tokenise, train_tokenizer
+from research.demo_model.training import DemoTrainingOptions, train
+from research.demo_model.vision_training import VisionOptions
 
 
 @pytest.fixture(autouse=True)

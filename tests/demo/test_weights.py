@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image, ImageDraw
 
-from app.demo.evaluate import WEIGHTS, Answerer
+from research.demo_model.evaluate import WEIGHTS, Answerer
 
 CASES = [
     ("What shape is this?", {"circle", "a circle"}),

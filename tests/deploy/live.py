@@ -163,5 +163,5 @@ def _body(**fields: Any) -> dict[str, Any]:
 
 
 def _image() -> str:
-    content = (ROOT / "app" / "demo" / "example.png").read_bytes()
+    content = (ROOT / "allrounder" / "demo" / "example.png").read_bytes()
     return "data:image/png;base64," + base64.b64encode(content).decode()

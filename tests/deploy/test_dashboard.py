@@ -7,7 +7,7 @@ import re
 
 import yaml  # type: ignore[import-untyped]
 
-from app.metrics.definitions import OTHER, STATUSES
+from allrounder_service.metrics.definitions import OTHER, STATUSES
 from tests.deploy.expressions import DASHBOARD, DEPLOY, ROOT, dashboard, drawn, panels
 from tools.dashboard import rendered
 

@@ -166,7 +166,7 @@ def test_the_stages_can_be_carried_out_and_the_result_serves(
 
 def pages() -> dict[str, bytes]:
     """What the wheel must carry for a browser: path -> content."""
-    web = ROOT / "app" / "web"
+    web = ROOT / "app" / "allrounder_service" / "web"
     return {f"/web/{path.relative_to(web)}": path.read_bytes() for path in files_of(web)}
 
 
@@ -175,7 +175,7 @@ def files_of(folder: Path) -> set[Path]:
 
 
 def example() -> str:
-    content = (ROOT / "app" / "demo" / "example.png").read_bytes()
+    content = (ROOT / "allrounder" / "demo" / "example.png").read_bytes()
     return "data:image/png;base64," + base64.b64encode(content).decode()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.bench.own_server import own_server
+from allrounder.bench.own_server import own_server
 from tests.deploy.expressions import alerts, drawn, recorded
 from tests.deploy.live import Prometheus, make_traffic, running_prometheus
 from tools.dashboard_plots import FIGURES, draw_figures

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.engine.runner import ModelRunner
-from app.models.loading import load_adapter
-from app.models.transformers import TransformersAdapter
-from app.router.model import MetaRouter, RouterConfig
-from app.router.store import Calibration, LoadedRouter, Loyalty, load_router, save_router
+from allrounder.engine.execution.runner import ModelRunner
+from allrounder.models.loading import load_adapter
+from allrounder.models.transformers import TransformersAdapter
+from allrounder.router.network import MetaRouter, RouterConfig
+from allrounder.router.weights import Calibration, LoadedRouter, Loyalty, load_router, save_router
 from tests.tiny import tiny_llava_folder
 
 

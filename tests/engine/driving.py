@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.core import ChatRequest, ChatResult
-from app.engine.base import ALL_ROWS, Running
-from app.engine.driving import drive
-from app.engine.runner import ModelRunner
-from app.engine.sequence import Sequence as DeviceSequence
-from app.errors import AllrounderError
-from app.models.transformers import TransformersAdapter
+from allrounder.core import ChatRequest, ChatResult
+from allrounder.engine.execution.runner import ModelRunner
+from allrounder.engine.execution.sequence import Sequence as DeviceSequence
+from allrounder.engine.offline import drive
+from allrounder.engine.protocols import ALL_ROWS, Running
+from allrounder.errors import AllrounderError
+from allrounder.models.transformers import TransformersAdapter
 
 
 def whole(running: Iterable[Running]) -> list[tuple[Running, int]]:

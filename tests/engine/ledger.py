@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from app.core import ChatRequest, ChatResult, Timing
-from app.errors import AllrounderError
+from allrounder.core import ChatRequest, ChatResult, Timing
+from allrounder.errors import AllrounderError
 
 
 class Ledger:
-    """Satisfies `app.engine.base.Observer`."""
+    """Satisfies `allrounder.engine.protocols.Observer`."""
 
     def __init__(self) -> None:
         self.ends: dict[str, list[ChatResult | AllrounderError]] = {}

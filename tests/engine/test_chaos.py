@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.budget import Budget, Counts, FlopsShare
-from app.core import ChatRequest, ChatResult, Priority, SamplingParams
-from app.engine.base import EngineState
-from app.engine.engine import Engine
-from app.engine.fake import KV_BYTES_ROW, FakeRunner
-from app.engine.stream import QueuedStream
-from app.errors import (
+from allrounder.core import ChatRequest, ChatResult, Priority, SamplingParams
+from allrounder.core.budget import Budget, Counts, FlopsShare
+from allrounder.engine.engine import Engine
+from allrounder.engine.fake import KV_BYTES_ROW, FakeRunner
+from allrounder.engine.protocols import EngineState
+from allrounder.engine.scheduling.stream import QueuedStream
+from allrounder.errors import (
     AllrounderError,
     DeadlineExceeded,
     EngineOutOfMemory,

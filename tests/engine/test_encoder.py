@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from app.budget import Counts
-from app.core import ImageInput
-from app.engine import encoder
-from app.engine.base import CacheCounts
-from app.engine.encoder_cache import EncoderCache, ImageKey
-from app.engine.runner import ModelRunner
-from app.models.families.base import VisualTokens
-from app.models.transformers import TransformersAdapter
+from allrounder.core import ImageInput
+from allrounder.core.budget import Counts
+from allrounder.engine.execution.runner import ModelRunner
+from allrounder.engine.protocols import CacheCounts
+from allrounder.engine.vision import encoder
+from allrounder.engine.vision.encoder_cache import EncoderCache, ImageKey
+from allrounder.models.families.family import VisualTokens
+from allrounder.models.transformers import TransformersAdapter
 from tests.engine.driving import begin
 from tests.tiny import NUM_VISUAL, chat_request, noise_image
 

@@ -12,16 +12,22 @@ from typing import Any
 
 import pytest
 
-from app.core import ChatRequest, ChatResult, FinishReason, Priority, SamplingParams
-from app.engine.base import EngineState, Outcome, Running
-from app.engine.driver import Driver
-from app.engine.engine import Engine
-from app.engine.fake import KV_BYTES_ROW, FakeRunner
-from app.engine.job import Job
-from app.engine.scheduler import Scheduler
-from app.engine.stream import QueuedStream
-from app.engine.tickets import Limits, Ticket
-from app.errors import (
+from allrounder.core import (
+    ChatRequest,
+    ChatResult,
+    FinishReason,
+    Priority,
+    SamplingParams,
+)
+from allrounder.engine.engine import Engine
+from allrounder.engine.fake import KV_BYTES_ROW, FakeRunner
+from allrounder.engine.protocols import EngineState, Outcome, Running
+from allrounder.engine.scheduling.driver import Driver
+from allrounder.engine.scheduling.job import Job
+from allrounder.engine.scheduling.scheduler import Scheduler
+from allrounder.engine.scheduling.stream import QueuedStream
+from allrounder.engine.scheduling.tickets import Limits, Ticket
+from allrounder.errors import (
     AllrounderError,
     DeadlineExceeded,
     Draining,

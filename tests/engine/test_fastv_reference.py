@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from app.budget import Counts
-from app.engine.runner import ModelRunner
-from app.models.transformers import TransformersAdapter
+from allrounder.core.budget import Counts
+from allrounder.engine.execution.runner import ModelRunner
+from allrounder.models.transformers import TransformersAdapter
 from tests.engine.driving import answers
 from tests.families.reference import Reference
 from tests.tiny import chat_request

@@ -9,10 +9,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from app.budget import Counts
-from app.core import SamplingParams
-from app.engine.runner import ModelRunner
-from app.models.transformers import TransformersAdapter
+from allrounder.core import SamplingParams
+from allrounder.core.budget import Counts
+from allrounder.engine.execution.runner import ModelRunner
+from allrounder.models.transformers import TransformersAdapter
 from tests.cases import STRATEGIES, StrategyCase
 from tests.engine.driving import answers
 from tests.tiny import NUM_VISUAL, chat_request

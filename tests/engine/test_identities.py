@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.budget import Counts, FlopsShare, Quality
-from app.core import ChatRequest, SamplingParams
-from app.cost import cost_of, kv_bytes_per_row
-from app.engine.runner import ModelRunner
-from app.models.transformers import TransformersAdapter
+from allrounder.core import ChatRequest, SamplingParams
+from allrounder.core.budget import Counts, FlopsShare, Quality
+from allrounder.cost import cost_of, kv_bytes_per_row
+from allrounder.engine.execution.runner import ModelRunner
+from allrounder.models.transformers import TransformersAdapter
 from tests.cases import STRATEGIES, StrategyCase
 from tests.engine.driving import answers, begin, recorded, whole
 from tests.families.reference import Reference

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from app.core import ChatRequest, SamplingParams, ScoredToken
-from app.engine.runner import ModelRunner
-from app.engine.scores import Scores
-from app.models.transformers import TransformersAdapter
+from allrounder.core import ChatRequest, SamplingParams, ScoredToken
+from allrounder.engine.execution.runner import ModelRunner
+from allrounder.engine.execution.scores import Scores
+from allrounder.models.transformers import TransformersAdapter
 from tests.engine.driving import answers, begin, finished, whole
 from tests.families.reference import Reference
 from tests.tiny import chat_request

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from app.budget import Counts
-from app.engine.runner import ModelRunner
-from app.models.transformers import TransformersAdapter
+from allrounder.core.budget import Counts
+from allrounder.engine.execution.runner import ModelRunner
+from allrounder.models.transformers import TransformersAdapter
 from tests.cases import STRATEGIES, StrategyCase
 from tests.engine.driving import recorded
 from tests.families.reference import Reference

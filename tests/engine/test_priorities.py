@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from app.core import Priority
-from app.engine.scheduler import Scheduler
-from app.engine.tickets import Demand, Limits, Ticket
+from allrounder.core import Priority
+from allrounder.engine.scheduling.scheduler import Scheduler
+from allrounder.engine.scheduling.tickets import Demand, Limits, Ticket
 
 SLOTS = 16
 PROMPT_ROWS = 110

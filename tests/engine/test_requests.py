@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from app.budget import Budget, Counts, FlopsShare, Quality
-from app.core import SamplingParams
-from app.engine.planner import CalibrationUse
-from app.engine.runner import ModelRunner
-from app.errors import AllrounderError, EngineOutOfMemory, RouterMismatch
-from app.models.transformers import TransformersAdapter
-from app.router.store import LoadedRouter
+from allrounder.core import SamplingParams
+from allrounder.core.budget import Budget, Counts, FlopsShare, Quality
+from allrounder.engine.execution.runner import ModelRunner
+from allrounder.engine.planning.planner import CalibrationUse
+from allrounder.errors import AllrounderError, EngineOutOfMemory, RouterMismatch
+from allrounder.models.transformers import TransformersAdapter
+from allrounder.router.weights import LoadedRouter
 from tests.engine.driving import answers
 from tests.tiny import chat_request
 

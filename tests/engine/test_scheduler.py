@@ -9,10 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core import Priority
-from app.engine.scheduler import BATCH_SHARE, MAX_PASSES, MIN_CHUNK_ROWS, QUIET_STEPS, Scheduler
-from app.engine.tickets import KV_LOOKAHEAD_TOKENS, Demand, Limits, Share, Ticket
-from app.errors import DeadlineExceeded, QueueFull
+from allrounder.core import Priority
+from allrounder.engine.scheduling.scheduler import (
+    BATCH_SHARE,
+    MAX_PASSES,
+    MIN_CHUNK_ROWS,
+    QUIET_STEPS,
+    Scheduler,
+)
+from allrounder.engine.scheduling.tickets import KV_LOOKAHEAD_TOKENS, Demand, Limits, Share, Ticket
+from allrounder.errors import DeadlineExceeded, QueueFull
 
 BATCH = Priority.BATCH
 

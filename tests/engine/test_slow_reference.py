@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.budget import Counts
-from app.core import ChatRequest
-from app.engine.runner import ModelRunner
-from app.models.transformers import TransformersAdapter
+from allrounder.core import ChatRequest
+from allrounder.core.budget import Counts
+from allrounder.engine.execution.runner import ModelRunner
+from allrounder.models.transformers import TransformersAdapter
 from tests.engine.driving import recorded
 from tests.families.slow import Act, Rows, SlowDecoder
 from tests.tiny import NUM_VISUAL, chat_request

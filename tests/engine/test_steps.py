@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from app.budget import Counts
-from app.core import ChatRequest, SamplingParams
-from app.cost import kv_bytes_per_row
-from app.engine.base import DeviceOutOfMemory
-from app.engine.driving import drive
-from app.engine.runner import ModelRunner
-from app.engine.sequence import Sequence
-from app.errors import AllrounderError, EngineOutOfMemory
-from app.models.transformers import TransformersAdapter
+from allrounder.core import ChatRequest, SamplingParams
+from allrounder.core.budget import Counts
+from allrounder.cost import kv_bytes_per_row
+from allrounder.engine.execution.runner import ModelRunner
+from allrounder.engine.execution.sequence import Sequence
+from allrounder.engine.offline import drive
+from allrounder.engine.protocols import DeviceOutOfMemory
+from allrounder.errors import AllrounderError, EngineOutOfMemory
+from allrounder.models.transformers import TransformersAdapter
 from tests.cases import STRATEGIES
 from tests.engine.driving import answers, begin, whole
 from tests.tiny import chat_request

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core import SamplingParams
-from app.engine.sampling import Sampler
-from app.engine.text import AnswerText
+from allrounder.core import SamplingParams
+from allrounder.engine.execution.sampling import Sampler
+from allrounder.engine.execution.text import AnswerText
 
 
 class Letters:

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from app.core import ChatRequest
-from app.engine.base import Runner
-from app.engine.fake import FakePrepared, FakeRunner
-from app.evaluation.base import Item
-from app.evaluation.command import Job, Wishes
-from app.evaluation.report import Report
-from app.evaluation.run import Options
-from app.evaluation.store import Store
-from app.evaluation.subjects import Subject
+from allrounder.core import ChatRequest
+from allrounder.engine.fake import FakePrepared, FakeRunner
+from allrounder.engine.protocols import Runner
+from allrounder.evaluation.benchmark import Item
+from allrounder.evaluation.cell_store import Store
+from allrounder.evaluation.command import Job, Wishes
+from allrounder.evaluation.report import Report
+from allrounder.evaluation.run import Options
+from allrounder.evaluation.subjects import Subject
 from tests.tiny import noise_image
 
 ENVIRONMENT = {

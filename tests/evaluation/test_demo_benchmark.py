@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from app.evaluation.benchmarks import BENCHMARKS
-from app.evaluation.benchmarks.demo import DemoItem
+from allrounder.evaluation.benchmarks import BENCHMARKS
+from allrounder.evaluation.benchmarks.demo import DemoItem
 
 
 def test_the_demo_benchmark_repeats_itself_and_grades_its_own_answers() -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from app.demo.held_out import draw_exams
-from app.evaluation.benchmarks.demo import DemoBenchmark, DemoItem
-from app.pruning import STRATEGIES
-from tools.findings import ClassToken, FirstCut, app
+from allrounder.demo.held_out import draw_exams
+from allrounder.evaluation.benchmarks.demo import DemoBenchmark, DemoItem
+from allrounder.pruning import STRATEGIES
+from research.findings import ClassToken, FirstCut, app
 
 LIMIT, SEED = 60, 3
 

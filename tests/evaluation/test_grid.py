@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from app.budget import Counts, FlopsShare
-from app.errors import InvalidField
-from app.evaluation.defaults import FULL, SEARCHES, SHORT
-from app.evaluation.grid import (
+from allrounder.core.budget import Counts, FlopsShare
+from allrounder.errors import InvalidField
+from allrounder.evaluation.defaults import FULL, SEARCHES, SHORT
+from allrounder.evaluation.grid import (
     Contender,
     parse_asked,
     parse_contender,

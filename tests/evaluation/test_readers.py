@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import ImageTooLarge, InvalidField, InvalidImage
-from app.evaluation.base import Benchmark
-from app.evaluation.benchmarks import BENCHMARKS, LOCAL
-from app.evaluation.benchmarks.llava_wild import LlavaBenchInTheWild
-from app.evaluation.judges import Verdict, WordOverlap
+from allrounder.errors import ImageTooLarge, InvalidField, InvalidImage
+from allrounder.evaluation.benchmark import Benchmark
+from allrounder.evaluation.benchmarks import BENCHMARKS, LOCAL
+from allrounder.evaluation.benchmarks.llava_wild import LlavaBenchInTheWild
+from allrounder.evaluation.judges import Verdict, WordOverlap
 from tests.evaluation.scorer_cases import CASES, SIDE, ScorerCase, llava_wild, mm_vet, png, write
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

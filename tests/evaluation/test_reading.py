@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import InvalidField
-from app.evaluation.files import read_records, read_table
-from app.evaluation.reading import (
+from allrounder.errors import InvalidField
+from allrounder.evaluation.official_files import read_records, read_table
+from allrounder.evaluation.reading import (
     bare_question,
     mme_says,
     option_letter,

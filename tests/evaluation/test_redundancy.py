@@ -10,12 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
-from app.cli.main import cli
-from app.evaluation.base import Item
-from app.evaluation.redundancy.figure import plot_redundancy
-from app.evaluation.redundancy.measure import (
+from allrounder.evaluation.benchmark import Item
+from allrounder.models.loading import load_adapter
+from allrounder.training.frozen import DenseAnswer, FrozenModel
+from allrounder.training.look import Look
+from research.redundancy.__main__ import redundancy
+from research.redundancy.figure import plot_redundancy
+from research.redundancy.measure import (
     Outcome,
     Questions,
     Redundancy,
@@ -24,8 +28,7 @@ from app.evaluation.redundancy.measure import (
     questions_of,
     split_questions,
 )
-from app.evaluation.redundancy.report import DEMO_GOALS, Goal, summary_of, text_of
-from app.evaluation.redundancy.settings import (
+from research.redundancy.settings import (
     ATTENTION,
     BEST_PERTURBED,
     LEAST_INFLUENCE,
@@ -38,9 +41,7 @@ from app.evaluation.redundancy.settings import (
     perturbed_rows,
     token_plans,
 )
-from app.models.loading import load_adapter
-from app.training.look import Look
-from app.training.measure import DenseAnswer, FrozenModel
+from research.redundancy.summary import DEMO_GOALS, Goal, summary_of, text_of
 from tests.tiny import NUM_VISUAL, noise_image, tiny_llava_folder
 
 pytestmark = pytest.mark.timeout(120)
@@ -313,10 +314,16 @@ def test_the_figure_is_the_same_to_the_byte(summary: dict[str, Any], tmp_path: P
     assert drawn == (tmp_path / "other.png").read_bytes()
 
 
+def made_command() -> typer.Typer:
+    made = typer.Typer()
+    made.command()(redundancy)
+    return made
+
+
 @pytest.mark.timeout(120)
 def test_the_command_prints_one_object_and_writes_three_files(folder: Path, tmp_path: Path) -> None:
     arguments = ["--model", str(folder), "--samples", "3", "--output", str(tmp_path / "out")]
-    result = CliRunner().invoke(cli, ["evaluate", "redundancy", *arguments, "--json"])
+    result = CliRunner().invoke(made_command(), [*arguments, "--json"])
     assert result.exit_code == 0, result.stderr
     printed = json.loads(result.stdout)
     assert printed["n"] == 3
@@ -334,4 +341,4 @@ def test_the_command_prints_one_object_and_writes_three_files(folder: Path, tmp_
 
 @pytest.mark.parametrize("arguments", [["--benchmark", "x"], ["--samples", "0"]], ids=" ".join)
 def test_wrong_arguments_are_refused(arguments: list[str]) -> None:
-    assert CliRunner().invoke(cli, ["evaluate", "redundancy", *arguments]).exit_code == 2
+    assert CliRunner().invoke(made_command(), arguments).exit_code == 2

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from app.evaluation.cells import cells_of, infeasible_of
-from app.evaluation.defaults import Search
-from app.evaluation.grid import Contender, Setting, parse_asked, parse_contender
-from app.evaluation.report import Report, report_text, write_report
-from app.evaluation.run import Choice, Finished
-from app.evaluation.trials import Trial
+from allrounder.evaluation.cells import cells_of, infeasible_of
+from allrounder.evaluation.defaults import Search
+from allrounder.evaluation.grid import Contender, Setting, parse_asked, parse_contender
+from allrounder.evaluation.report import Report, report_text, write_report
+from allrounder.evaluation.run import Choice, Finished
+from allrounder.evaluation.trials import Trial
 from tests.evaluation.made_up import ENVIRONMENT, MadeUp
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "evaluation_report.md"

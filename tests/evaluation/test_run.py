@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from app.errors import InvalidField
-from app.evaluation import grid
-from app.evaluation.benchmarks import BENCHMARKS
-from app.evaluation.command import Job, Wishes
-from app.evaluation.defaults import Search
-from app.evaluation.report import write_report
-from app.evaluation.run import Options
-from app.evaluation.store import Store
-from app.evaluation.subjects import Subject
+from allrounder.errors import InvalidField
+from allrounder.evaluation import grid
+from allrounder.evaluation.benchmarks import BENCHMARKS
+from allrounder.evaluation.cell_store import Store
+from allrounder.evaluation.command import Job, Wishes
+from allrounder.evaluation.defaults import Search
+from allrounder.evaluation.report import write_report
+from allrounder.evaluation.run import Options
+from allrounder.evaluation.subjects import Subject
 from tests.evaluation.made_up import KnobRunner, MadeUp, run
 
 

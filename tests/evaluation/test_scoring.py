@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import InvalidField
-from app.evaluation.answers import Given, Problems, Row, join
-from app.evaluation.benchmarks import LOCAL
-from app.evaluation.local import ScoreFiles
+from allrounder.errors import InvalidField
+from allrounder.evaluation.benchmarks import LOCAL
+from allrounder.evaluation.grading import Given, Problems, Row, join
+from allrounder.evaluation.local import ScoreFiles
 from tests.evaluation.scorer_cases import CASES, ScorerCase, lines, llava_wild, mm_vet, write
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

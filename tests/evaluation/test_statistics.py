@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from app.evaluation.statistics import (
+from allrounder.evaluation.statistics import (
     difference,
     estimate,
     median_ratio,

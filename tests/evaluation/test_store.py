@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.evaluation.store import Store, write_whole
+from allrounder.evaluation.cell_store import Store, write_whole
 
 KEY = {"kind": "trial", "strategy": "fastv+shortgpt", "budget": {"tokens": 24}, "seed": 0}
 

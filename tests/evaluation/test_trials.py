@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 import pytest
 
-from app.core import ModelGeometry, Plan, Selection
-from app.engine.driving import drive
-from app.engine.runner import ModelRunner
-from app.evaluation.base import Item
-from app.evaluation.grid import Setting, parse_asked, parse_contender, settings_of
-from app.evaluation.paper_flops import par_paper_ratio
-from app.evaluation.trials import DenseAnswers, Trial, run_setting
-from app.models.loading import load_adapter
-from app.models.transformers import TransformersAdapter
-from app.training.measure import FrozenModel
+from allrounder.core import ModelGeometry, Plan, Selection
+from allrounder.engine.execution.runner import ModelRunner
+from allrounder.engine.offline import drive
+from allrounder.evaluation.benchmark import Item
+from allrounder.evaluation.grid import Setting, parse_asked, parse_contender, settings_of
+from allrounder.evaluation.paper_flops import par_paper_ratio
+from allrounder.evaluation.trials import DenseAnswers, Trial, run_setting
+from allrounder.models.loading import load_adapter
+from allrounder.models.transformers import TransformersAdapter
+from allrounder.training.frozen import FrozenModel
 from tests.evaluation.made_up import MadeUp
 from tests.tiny import chat_request, tiny_llava_folder
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from app.engine.runner import ModelRunner
-from app.models.loading import load_adapter
-from app.models.transformers import TransformersAdapter
+from allrounder.engine.execution.runner import ModelRunner
+from allrounder.models.loading import load_adapter
+from allrounder.models.transformers import TransformersAdapter
 from tests.families.cases import FAMILIES, FamilyCase
 from tests.families.reference import Reference
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from app.core import ChatRequest, Plan
+from allrounder.core import ChatRequest, Plan
 from tests.families.saving import without_torchvision
 
 TIE = 1e-4

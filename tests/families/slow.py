@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from app.core import ChatRequest
-from app.models.transformers import TransformersAdapter
+from allrounder.core import ChatRequest
+from allrounder.models.transformers import TransformersAdapter
 
 
 @dataclass(kw_only=True)

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from app.budget import Budget, Counts, FlopsShare
-from app.core import ChatRequest, Message, Role, SamplingParams
-from app.engine.runner import ModelRunner
-from app.errors import BudgetTooSmall, InvalidField
-from app.models.transformers import TransformersAdapter
+from allrounder.core import ChatRequest, Message, Role, SamplingParams
+from allrounder.core.budget import Budget, Counts, FlopsShare
+from allrounder.engine.execution.runner import ModelRunner
+from allrounder.errors import BudgetTooSmall, InvalidField
+from allrounder.models.transformers import TransformersAdapter
 from tests.engine.driving import answers, finished, recorded
 from tests.families.cases import FamilyCase
 from tests.families.reference import Reference, assert_same_tokens

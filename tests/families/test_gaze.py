@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from torch.testing import assert_close
 
-from app.models.transformers import TransformersAdapter
-from app.training.gaze import can_share, gaze
-from app.training.measure import FrozenModel
+from allrounder.models.transformers import TransformersAdapter
+from allrounder.training.frozen import FrozenModel
+from allrounder.training.gaze import can_share, gaze
 from tests.families.cases import FamilyCase
 from tests.tiny import noise_image
 

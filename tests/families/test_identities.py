@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from app.budget import Budget, Counts, FlopsShare
-from app.core import ChatRequest, SamplingParams
-from app.engine.runner import ModelRunner
-from app.models.transformers import TransformersAdapter
+from allrounder.core import ChatRequest, SamplingParams
+from allrounder.core.budget import Budget, Counts, FlopsShare
+from allrounder.engine.execution.runner import ModelRunner
+from allrounder.models.transformers import TransformersAdapter
 from tests.engine.driving import answers, begin, finished, recorded
 from tests.families.cases import FamilyCase
 from tests.families.reference import Reference, assert_same_tokens

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.engine.runner import ModelRunner
-from app.engine.warmup import warm_up
-from app.errors import InvalidField, InvalidImage
-from app.models.transformers import TransformersAdapter
+from allrounder.engine.execution.runner import ModelRunner
+from allrounder.engine.warmup import warm_up
+from allrounder.errors import InvalidField, InvalidImage
+from allrounder.models.transformers import TransformersAdapter
 from tests.engine.driving import finished
 from tests.families.cases import FamilyCase
 from tests.families.reference import Reference

@@ -10,10 +10,10 @@ from PIL import Image
 from transformers import AutoConfig, AutoProcessor, CLIPImageProcessorPil
 from transformers.models.smolvlm import processing_smolvlm
 
-from app.engine.runner import ModelRunner
-from app.errors import InvalidImage, ModelUnsupported
-from app.models.families import family_of
-from app.models.loading import load_adapter
+from allrounder.engine.execution.runner import ModelRunner
+from allrounder.errors import InvalidImage, ModelUnsupported
+from allrounder.models.families import family_of
+from allrounder.models.loading import load_adapter
 from tests.engine.driving import finished
 from tests.families.idefics3 import SIDE as TILE
 from tests.families.idefics3 import tiny_idefics3_folder, tiny_smolvlm_folder

@@ -17,15 +17,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from app.budget import Counts
-from app.core import ChatRequest, SamplingParams
-from app.engine.runner import ModelRunner
-from app.engine.sequence import Sequence
-from app.errors import InvalidImage
-from app.models.families.base import PromptPositions, VisualTokens
-from app.models.loading import load_adapter
-from app.models.transformers import TransformersAdapter
-from app.training.measure import FrozenModel, make_plan
+from allrounder.core import ChatRequest, SamplingParams
+from allrounder.core.budget import Counts
+from allrounder.engine.execution.runner import ModelRunner
+from allrounder.engine.execution.sequence import Sequence
+from allrounder.errors import InvalidImage
+from allrounder.models.families.family import PromptPositions, VisualTokens
+from allrounder.models.loading import load_adapter
+from allrounder.models.transformers import TransformersAdapter
+from allrounder.training.frozen import FrozenModel, make_plan
 from tests.engine.driving import answers, recorded
 from tests.families.cases import FAMILIES
 from tests.families.qwen import NUM_LAYERS, NUM_PLANES

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from app.budget import Counts, FlopsShare
-from app.engine.runner import ModelRunner
-from app.errors import BudgetTooSmall, InvalidField
-from app.models.transformers import TransformersAdapter
+from allrounder.core.budget import Counts, FlopsShare
+from allrounder.engine.execution.runner import ModelRunner
+from allrounder.errors import BudgetTooSmall, InvalidField
+from allrounder.models.transformers import TransformersAdapter
 from tests.engine.driving import answers, begin
 from tests.families.cases import FamilyCase
 from tests.tiny import chat_request, noise_image

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.budget import Counts
-from app.engine.runner import ModelRunner
-from app.errors import InvalidField
-from app.models.transformers import TransformersAdapter
-from app.pruning.llavolta import windows
+from allrounder.core.budget import Counts
+from allrounder.engine.execution.runner import ModelRunner
+from allrounder.errors import InvalidField
+from allrounder.models.transformers import TransformersAdapter
+from allrounder.pruning.llavolta import windows
 from tests.engine.driving import recorded
 from tests.families.cases import FamilyCase
 from tests.families.slow import Rows, SlowDecoder

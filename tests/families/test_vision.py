@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
 
-from app.core import ImageInput
-from app.models.families.vision import watched_layer
-from app.models.transformers import TransformersAdapter
+from allrounder.core import ImageInput
+from allrounder.models.families.vision_tower import watched_layer
+from allrounder.models.transformers import TransformersAdapter
 from tests.families.cases import FamilyCase
 from tests.families.reference import Reference
 from tests.tiny import chat_request, noise_image

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.budget import Counts
-from app.core import ChatRequest
-from app.engine.driving import drive
-from app.engine.runner import ModelRunner
-from app.models.loading import load_adapter
+from allrounder.core import ChatRequest
+from allrounder.core.budget import Counts
+from allrounder.engine.execution.runner import ModelRunner
+from allrounder.engine.offline import drive
+from allrounder.models.loading import load_adapter
 from tests.engine.driving import finished
 from tests.families.cases import FAMILIES, FamilyCase
 from tests.families.reference import Reference, assert_same_tokens
@@ -52,7 +52,7 @@ def test_the_default_format_answers_in_mixed_batches(case: FamilyCase, tmp_path:
 
 
 def test_a_real_lack_of_memory_is_told_from_other_faults() -> None:
-    from app.engine.memory import is_out_of_memory
+    from allrounder.engine.execution.memory import is_out_of_memory
 
     with pytest.raises(torch.OutOfMemoryError) as caught:
         torch.empty(1 << 48, device="cuda")

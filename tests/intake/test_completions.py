@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from app.budget import FlopsShare
-from app.core import Message, Role
-from app.errors import AllrounderError
-from app.intake.completions import parse_completion
-from app.intake.requests import ChatLimits
+from allrounder.core import Message, Role
+from allrounder.core.budget import FlopsShare
+from allrounder.errors import AllrounderError
+from allrounder_service.api.intake.chat_body import ChatLimits
+from allrounder_service.api.intake.completion_body import parse_completion
 from tests.intake.pictures import data_url, red
 
 LIMITS = ChatLimits(max_tokens_limit=100, max_image_bytes=3000, default_budget=0.75)

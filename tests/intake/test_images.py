@@ -8,10 +8,11 @@ import time
 import pytest
 from PIL import Image
 
-from app.core import ImageInput
-from app.errors import BadRequest, ImageTooLarge, InvalidImage
-from app.intake.images import ImageDecoder, decode_image
-from app.intake.sources import ImageSource
+from allrounder.core import ImageInput
+from allrounder.errors import BadRequest, ImageTooLarge, InvalidImage
+from allrounder.images import decode_image
+from allrounder_service.api.intake.image_decoder import ImageDecoder
+from allrounder_service.api.intake.image_sources import ImageSource
 from tests.intake import pictures
 
 

@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from app.budget import Counts, FlopsShare, Quality
-from app.core import Priority
-from app.errors import AllrounderError
-from app.intake.requests import ChatLimits, parse_chat
+from allrounder.core import Priority
+from allrounder.core.budget import Counts, FlopsShare, Quality
+from allrounder.errors import AllrounderError
+from allrounder_service.api.intake.chat_body import ChatLimits, parse_chat
 from tests.intake.pictures import data_url, red
 
 LIMITS = ChatLimits(max_tokens_limit=100, max_image_bytes=3000, default_budget=0.75)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from app.jobs import keys
-from app.jobs.keys import key
-from app.jobs.records import BatchUsage, LineError
-from app.jobs.states import BatchStatus, JobState
-from app.jobs.transitions import Admission, Tended
+from allrounder_service.jobs import redis_keys as keys
+from allrounder_service.jobs.records import BatchUsage, LineError
+from allrounder_service.jobs.redis_keys import key
+from allrounder_service.jobs.states import BatchStatus, JobState
+from allrounder_service.jobs.transitions import Admission, Tended
 from tests.jobs.scenes import Scene, new_batch, refs, result
 
 Contract = Callable[[Scene], Awaitable[None]]

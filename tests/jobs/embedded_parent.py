@@ -9,8 +9,8 @@ import asyncio
 import sys
 from pathlib import Path
 
-from app.jobs.server import QueueServer, State
-from app.settings import Settings
+from allrounder_service.jobs.server import QueueServer, State
+from allrounder_service.settings import Settings
 
 
 async def main(data_dir: Path, num_entries: int) -> None:

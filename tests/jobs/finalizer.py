@@ -16,10 +16,10 @@ import signal
 import sys
 from pathlib import Path
 
-from app.jobs.connection import connect
-from app.jobs.service import Jobs, JobsOptions
-from app.jobs.store import Store
-from app.jobs.transitions import QueueLimits
+from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.connection import connect
+from allrounder_service.jobs.facade import Jobs, JobsOptions
+from allrounder_service.jobs.transitions import QueueLimits
 
 LEASE_MS = 100
 

@@ -18,12 +18,12 @@ from random import Random
 
 from redis.exceptions import RedisError
 
-from app.jobs.invariants import find_violations
-from app.jobs.queue import CHUNK_LINES, Queue
-from app.jobs.records import LineRef
-from app.jobs.states import JobState
-from app.jobs.store import Store
-from app.jobs.transitions import NewBatch, Tended
+from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.invariants import find_violations
+from allrounder_service.jobs.queue import CHUNK_LINES, Queue
+from allrounder_service.jobs.records import LineRef
+from allrounder_service.jobs.states import JobState
+from allrounder_service.jobs.transitions import NewBatch, Tended
 
 WEEK_SECONDS = 7 * 24 * 3600
 

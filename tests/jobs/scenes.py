@@ -9,13 +9,13 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from app.jobs import keys
-from app.jobs.invariants import find_violations
-from app.jobs.keys import key
-from app.jobs.queue import CHUNK_LINES, Queue
-from app.jobs.records import BatchUsage, FileRecord, LineRef, LineResult
-from app.jobs.states import ENDED_BATCHES, BatchStatus, JobState
-from app.jobs.transitions import Claim, NewBatch, NewFile, QueueLimits, Tended
+from allrounder_service.jobs import redis_keys as keys
+from allrounder_service.jobs.invariants import find_violations
+from allrounder_service.jobs.queue import CHUNK_LINES, Queue
+from allrounder_service.jobs.records import BatchUsage, FileRecord, LineRef, LineResult
+from allrounder_service.jobs.redis_keys import key
+from allrounder_service.jobs.states import ENDED_BATCHES, BatchStatus, JobState
+from allrounder_service.jobs.transitions import Claim, NewBatch, NewFile, QueueLimits, Tended
 
 SHA = "a" * 64
 LONG_AGO_MS = 10_000_000

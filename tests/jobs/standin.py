@@ -17,13 +17,13 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from app.jobs.beat import Progress
-from app.jobs.connection import connect
-from app.jobs.execution import Answered
-from app.jobs.queue import Queue
-from app.jobs.store import Store
-from app.jobs.transitions import Beat, QueueLimits
-from app.jobs.worker import Worker, look_ahead
+from allrounder_service.jobs.beat import Progress
+from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.connection import connect
+from allrounder_service.jobs.execution import Answered
+from allrounder_service.jobs.queue import Queue
+from allrounder_service.jobs.transitions import Beat, QueueLimits
+from allrounder_service.jobs.worker import Worker, look_ahead
 
 POISON = "poison"
 

@@ -9,16 +9,16 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from app.cli.main import cli
-from app.jobs import keys
-from app.jobs.admin import Admin
-from app.jobs.connection import connect
-from app.jobs.ids import new_batch_id
-from app.jobs.keys import key
-from app.jobs.runtime import files_folder
-from app.jobs.store import Store
-from app.jobs.sweeper import Sweeper
-from app.settings import Settings
+from allrounder_service.cli.main import cli
+from allrounder_service.jobs import redis_keys as keys
+from allrounder_service.jobs.admin import Admin
+from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.connection import connect
+from allrounder_service.jobs.ids import new_batch_id
+from allrounder_service.jobs.redis_keys import key
+from allrounder_service.jobs.runtime import files_folder
+from allrounder_service.jobs.sweeper import Sweeper
+from allrounder_service.settings import Settings
 from tests.jobs.serving import ENDPOINT, Executor, input_of, serving
 
 pytestmark = pytest.mark.timeout(120)

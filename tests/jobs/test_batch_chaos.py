@@ -13,14 +13,14 @@ from itertools import pairwise
 import httpx2
 import pytest
 
-from app.jobs.connection import connect
-from app.jobs.ids import derived_file_id
-from app.jobs.invariants import find_violations
-from app.jobs.keys import key
-from app.jobs.pages import PageRequest
-from app.jobs.service import BatchOrder, Jobs
-from app.jobs.states import NEXT_STATUS, BatchStatus
-from app.jobs.store import Store
+from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.connection import connect
+from allrounder_service.jobs.facade import BatchOrder, Jobs
+from allrounder_service.jobs.ids import derived_file_id
+from allrounder_service.jobs.invariants import find_violations
+from allrounder_service.jobs.pages import PageRequest
+from allrounder_service.jobs.redis_keys import key
+from allrounder_service.jobs.states import NEXT_STATUS, BatchStatus
 from tests.jobs import finalizer
 from tests.jobs.serving import ENDPOINT, FINAL, Executor, input_of, problem, serving
 

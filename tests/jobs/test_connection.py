@@ -15,9 +15,9 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from app.api.problems import to_response
-from app.errors import QueueUnavailable, StartupError
-from app.jobs.connection import connect, queue_errors, shown_address
+from allrounder.errors import QueueUnavailable, StartupError
+from allrounder_service.api.problems import to_response
+from allrounder_service.jobs.connection import connect, queue_errors, shown_address
 from tests.jobs.servers import BINARIES, RunningServer, running_server
 
 pytestmark = pytest.mark.timeout(120)
@@ -229,7 +229,7 @@ async def test_a_restart_between_two_commands_goes_unnoticed(abused, client) -> 
 
 
 async def test_a_server_that_is_just_starting_is_tried_again(abused, monkeypatch) -> None:
-    monkeypatch.setattr("app.jobs.connection._NUM_RETRIES", 100)
+    monkeypatch.setattr("allrounder_service.jobs.connection._NUM_RETRIES", 100)
     abused.kill()
     async with connect(abused.url) as client:
         reading: asyncio.Future[int] = asyncio.ensure_future(client.dbsize())

@@ -21,16 +21,16 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from app.errors import DataFolderInUse, DataFolderUnusable
-from app.jobs.embedded import process
-from app.jobs.embedded.binary import CONFIG, ServerBinary, find_binary
-from app.jobs.embedded.folder import MAX_SOCKET_PATH, DataFolder
-from app.jobs.embedded.process import EmbeddedServer
-from app.settings import ROOT
+from allrounder.errors import DataFolderInUse, DataFolderUnusable
+from allrounder_service.jobs.embedded import process
+from allrounder_service.jobs.embedded.binary import CONFIG, ServerBinary, find_binary
+from allrounder_service.jobs.embedded.folder import MAX_SOCKET_PATH, DataFolder
+from allrounder_service.jobs.embedded.process import EmbeddedServer
 from tests.jobs.servers import BINARIES, START_SECONDS, binary_path
 
 pytestmark = pytest.mark.timeout(300)
 
+ROOT = Path(__file__).parents[2]
 PARENT = Path(__file__).with_name("embedded_parent.py")
 
 
@@ -95,7 +95,7 @@ def start_parent(folder: Path, num_entries: int) -> subprocess.Popen[str]:
         [sys.executable, str(PARENT), str(folder), str(num_entries)],
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'app'}"},
     )
 
 
@@ -157,7 +157,7 @@ def test_the_server_outlives_the_thread_that_asked_for_it(tmp_path) -> None:
 
 def test_a_launcher_whose_parent_is_gone_starts_nothing(tmp_path) -> None:
     sign = tmp_path / "started"
-    launcher = ROOT / "app" / "jobs" / "embedded" / "launcher.py"
+    launcher = ROOT / "app" / "allrounder_service" / "jobs" / "embedded" / "launcher.py"
     not_its_parent = "1" if os.getpid() != 1 else "2"
     ended = subprocess.run(
         [sys.executable, "-I", "-S", launcher, not_its_parent, "/usr/bin/touch", sign], check=False

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from app.jobs import execution
-from app.jobs.execution import MAX_ATTEMPTS, MAX_READS, Answered, execute
-from app.jobs.records import LineRef
-from app.jobs.states import JobState
-from app.jobs.transitions import Claim
+from allrounder_service.jobs import execution
+from allrounder_service.jobs.execution import MAX_ATTEMPTS, MAX_READS, Answered, execute
+from allrounder_service.jobs.records import LineRef
+from allrounder_service.jobs.states import JobState
+from allrounder_service.jobs.transitions import Claim
 
 LINE = json.dumps({"url": "/v1/chat", "body": {"question": "?"}}).encode()
 

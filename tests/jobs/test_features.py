@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import QueueUnavailable, QueueUnsupported
-from app.jobs.connection import connect
-from app.jobs.features import examine_server
+from allrounder.errors import QueueUnavailable, QueueUnsupported
+from allrounder_service.jobs.connection import connect
+from allrounder_service.jobs.features import examine_server
 from tests.jobs.servers import running_server
 
 pytestmark = pytest.mark.timeout(120)

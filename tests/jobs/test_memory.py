@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from app.jobs.embedded.binary import CONFIG
-from app.jobs.ids import new_batch_id
-from app.jobs.records import LineRef, LineResult
-from app.jobs.runtime import jobs_options
-from app.jobs.states import JobState
-from app.jobs.transitions import QueueLimits
-from app.settings import Settings
+from allrounder_service.jobs.embedded.binary import CONFIG
+from allrounder_service.jobs.ids import new_batch_id
+from allrounder_service.jobs.records import LineRef, LineResult
+from allrounder_service.jobs.runtime import jobs_options
+from allrounder_service.jobs.states import JobState
+from allrounder_service.jobs.transitions import QueueLimits
+from allrounder_service.settings import Settings
 from tests.jobs.scenes import SHA, Scene, connected
 from tests.jobs.servers import BINARIES, running_server
 

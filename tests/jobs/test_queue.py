@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from redis.exceptions import OutOfMemoryError
 
-from app.jobs.keys import key
-from app.jobs.queue import CHUNK_LINES
-from app.jobs.sources import load_sources
+from allrounder_service.jobs.lua import load_sources
+from allrounder_service.jobs.queue import CHUNK_LINES
+from allrounder_service.jobs.redis_keys import key
 from tests.jobs.contracts import CONTRACTS
 from tests.jobs.scenes import Scene, connected, refs
 from tests.jobs.servers import BINARIES, RunningServer, running_server

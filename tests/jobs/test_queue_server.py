@@ -13,13 +13,18 @@ from typing import Any
 
 import pytest
 
-from app.api.problems import to_response
-from app.errors import QueueNotConfigured, QueueUnavailable, QueueUnsupported, StartupError
-from app.jobs import server as queue_server
-from app.jobs.connection import queue_errors
-from app.jobs.embedded import binary
-from app.jobs.server import Kind, QueueServer, State
-from app.settings import Settings
+from allrounder.errors import (
+    QueueNotConfigured,
+    QueueUnavailable,
+    QueueUnsupported,
+    StartupError,
+)
+from allrounder_service.api.problems import to_response
+from allrounder_service.jobs import server as queue_server
+from allrounder_service.jobs.connection import queue_errors
+from allrounder_service.jobs.embedded import binary
+from allrounder_service.jobs.server import Kind, QueueServer, State
+from allrounder_service.settings import Settings
 from tests.jobs.servers import RunningServer, running_server
 
 pytestmark = pytest.mark.timeout(120)
@@ -115,7 +120,7 @@ async def test_an_embedded_server_that_crashes_is_back_on_the_same_connection(tm
 async def test_a_second_process_waits_for_the_folder_and_then_takes_over(
     tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("app.jobs.embedded.folder._TAKE_OVER_SECONDS", 0.1)
+    monkeypatch.setattr("allrounder_service.jobs.embedded.folder._TAKE_OVER_SECONDS", 0.1)
     async with owned(tmp_path) as second_owner_later:
         await second_owner_later.settled(60)
         await second_owner_later.client.set("a", "of the first")

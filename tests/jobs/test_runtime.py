@@ -8,20 +8,20 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from app.engine.engine import Engine
-from app.engine.fake import FakeRunner
-from app.jobs.connection import connect
-from app.jobs.execution import Answered
-from app.jobs.keys import key
-from app.jobs.queue import Queue
-from app.jobs.runtime import JobsRuntime, files_folder
-from app.jobs.service import BatchOrder, Jobs, JobsOptions
-from app.jobs.states import BatchStatus, JobState
-from app.jobs.store import Store
-from app.jobs.transitions import QueueLimits
-from app.metrics.definitions import build_instruments
-from app.metrics.stages import EngineMetrics
-from app.settings import Settings
+from allrounder.engine.engine import Engine
+from allrounder.engine.fake import FakeRunner
+from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.connection import connect
+from allrounder_service.jobs.execution import Answered
+from allrounder_service.jobs.facade import BatchOrder, Jobs, JobsOptions
+from allrounder_service.jobs.queue import Queue
+from allrounder_service.jobs.redis_keys import key
+from allrounder_service.jobs.runtime import JobsRuntime, files_folder
+from allrounder_service.jobs.states import BatchStatus, JobState
+from allrounder_service.jobs.transitions import QueueLimits
+from allrounder_service.metrics.definitions import build_instruments
+from allrounder_service.metrics.engine_metrics import EngineMetrics
+from allrounder_service.settings import Settings
 from tests.jobs.fleet import load_batch, num_ended, questions
 from tests.jobs.serving import ENDPOINT, input_of
 

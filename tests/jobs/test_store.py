@@ -9,14 +9,14 @@ import time
 
 import pytest
 
-from app.jobs import keys
-from app.jobs.connection import connect
-from app.jobs.files import Files, NewUpload
-from app.jobs.ids import derived_file_id, derived_line_id, new_batch_id, new_file_id
-from app.jobs.keys import key
-from app.jobs.pages import PageRequest, UnknownCursor
-from app.jobs.store import Store
-from app.jobs.sweeper import Sweeper
+from allrounder_service.jobs import redis_keys as keys
+from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.connection import connect
+from allrounder_service.jobs.file_records import Files, NewUpload
+from allrounder_service.jobs.ids import derived_file_id, derived_line_id, new_batch_id, new_file_id
+from allrounder_service.jobs.pages import PageRequest, UnknownCursor
+from allrounder_service.jobs.redis_keys import key
+from allrounder_service.jobs.sweeper import Sweeper
 
 OLD = 2 * keys.DRAFT_SECONDS
 

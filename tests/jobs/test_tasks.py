@@ -7,9 +7,9 @@ import random
 import time
 from itertools import pairwise
 
-from app.jobs import tasks
-from app.jobs.connection import connect
-from app.jobs.tasks import end, persist
+from allrounder_service.jobs import tasks
+from allrounder_service.jobs.connection import connect
+from allrounder_service.jobs.tasks import end, persist
 
 
 async def test_a_task_of_redis_calls_always_ends(redis_url):

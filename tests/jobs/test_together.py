@@ -14,15 +14,15 @@ from functools import partial
 import httpx2
 import pytest
 
-from app.engine.engine import Engine
-from app.engine.fake import FakeRunner
-from app.jobs.connection import connect
-from app.jobs.invariants import find_violations
-from app.jobs.keys import key
-from app.jobs.replies import scan_hashes
-from app.jobs.store import Store
-from app.main import create_app
-from app.settings import Settings
+from allrounder.engine.engine import Engine
+from allrounder.engine.fake import FakeRunner
+from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.connection import connect
+from allrounder_service.jobs.invariants import find_violations
+from allrounder_service.jobs.redis_keys import key
+from allrounder_service.jobs.replies import scan_hashes
+from allrounder_service.main import create_app
+from allrounder_service.settings import Settings
 from tests.api.calls import chat_body
 from tests.jobs.servers import BINARIES, running_server
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from app.core import ChatRequest, FinishReason, Priority, Timing
-from app.engine.base import EngineState, EngineStatus
-from app.engine.fake import FakeRunner, FakeRunning
-from app.errors import (
+from allrounder.budget import parse_budget
+from allrounder.core import ChatRequest, FinishReason, Priority, Timing
+from allrounder.engine.fake import FakeRunner, FakeRunning
+from allrounder.engine.protocols import EngineState, EngineStatus
+from allrounder.errors import (
     AllrounderError,
     DeadlineExceeded,
     InternalError,
@@ -20,14 +21,13 @@ from app.errors import (
     RequestCancelled,
     StartupError,
 )
-from app.intake.budgets import parse_budget
-from app.intake.images import decode_image
-from app.jobs.keys import LANES
-from app.jobs.transitions import Census, LaneCount
-from app.metrics.definitions import build_instruments
-from app.metrics.exposition import render
-from app.metrics.jobs import JobsGauges
-from app.metrics.stages import EngineGauges, EngineMetrics, HttpMetrics
+from allrounder.images import decode_image
+from allrounder_service.jobs.redis_keys import LANES
+from allrounder_service.jobs.transitions import Census, LaneCount
+from allrounder_service.metrics.definitions import build_instruments
+from allrounder_service.metrics.engine_metrics import EngineGauges, EngineMetrics, HttpMetrics
+from allrounder_service.metrics.exposition import render
+from allrounder_service.metrics.queue_metrics import JobsGauges
 from tests.engine.driving import whole
 from tests.intake.pictures import red
 

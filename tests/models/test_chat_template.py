@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from transformers import AutoProcessor
 
-from app.core import ImageLayout, Message, Role, TokenGrid
-from app.errors import InvalidField, ModelUnsupported
-from app.models.prompt import PromptBuilder
+from allrounder.core import ImageLayout, Message, Role, TokenGrid
+from allrounder.errors import InvalidField, ModelUnsupported
+from allrounder.models.prompt import PromptBuilder
 from tests.tiny import SPECIALS, tiny_llava_folder
 
 USER = Message(role=Role.USER, parts=("Hello",))

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from app.models.fused import FusedLayer, Projection
-from app.models.loading import load_adapter
-from app.models.transformers import TransformersAdapter
+from allrounder.models.fused import FusedLayer, Projection
+from allrounder.models.loading import load_adapter
+from allrounder.models.transformers import TransformersAdapter
 from tests.families.qwen import tiny_qwen2_5_vl_folder, tiny_qwen3_vl_folder
 from tests.tiny import tiny_llava_folder
 

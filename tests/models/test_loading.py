@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import LlavaConfig, MistralConfig, PreTrainedConfig, Qwen2_5_VLConfig
 
-from app.errors import ModelUnsupported
-from app.models.loading import fingerprint, load_adapter
+from allrounder.errors import ModelUnsupported
+from allrounder.models.loading import fingerprint, load_adapter
 from tests.tiny import tiny_llava_folder
 
 

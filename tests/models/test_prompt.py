@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoProcessor
 
-from app.core import ImageLayout, TokenGrid
-from app.models.prompt import PromptBuilder
+from allrounder.core import ImageLayout, TokenGrid
+from allrounder.models.prompt import PromptBuilder
 from tests.tiny import NUM_VISUAL, SPECIALS, tiny_llava_folder
 
 IMAGE_ID = SPECIALS.index("<image>")

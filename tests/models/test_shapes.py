@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from app.core import SamplingParams
-from app.engine.runner import ModelRunner
-from app.errors import ModelUnsupported
-from app.models.families import FAMILIES
-from app.models.loading import load_adapter, random_adapter
-from app.models.shapes import SHAPES, QwenShape
-from app.models.transformers import TransformersAdapter
+from allrounder.core import SamplingParams
+from allrounder.engine.execution.runner import ModelRunner
+from allrounder.errors import ModelUnsupported
+from allrounder.models.families import FAMILIES
+from allrounder.models.loading import load_adapter, random_adapter
+from allrounder.models.shapes import SHAPES, QwenShape
+from allrounder.models.transformers import TransformersAdapter
 from tests.engine.driving import answers
 from tests.tiny import chat_request
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
-from app.models.token_bytes import TokenBytes
+from allrounder.models.token_bytes import TokenBytes
 from tests.tiny import SPECIALS, byte_level_tokenizer
 
 BYTE_LEVEL: Tokenizer = byte_level_tokenizer(SPECIALS).backend_tokenizer

@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.budget import Budget, Counts, FlopsShare, Quality
-from app.core import BudgetRequest, ModelGeometry, Plan, PromptShape
-from app.cost import cost_of
-from app.errors import AllrounderError, BudgetTooSmall, InvalidField
-from app.pruning import make_strategy
-from app.pruning.allocate import Allocation, Allocator, settle
-from app.pruning.base import Context
-from app.pruning.frontier import CalibratedFrontier, PublishedFrontier, Split
-from app.pruning.loyalty import CalibratedLoyalty
-from app.router.model import RouterConfig, router_flops
+from allrounder.core import BudgetRequest, ModelGeometry, Plan, PromptShape
+from allrounder.core.budget import Budget, Counts, FlopsShare, Quality
+from allrounder.cost import cost_of
+from allrounder.errors import AllrounderError, BudgetTooSmall, InvalidField
+from allrounder.pruning import make_strategy
+from allrounder.pruning.allocate import Allocation, Allocator, settle
+from allrounder.pruning.frontier import CalibratedFrontier, PublishedFrontier, Split
+from allrounder.pruning.loyalty import CalibratedLoyalty
+from allrounder.pruning.strategy import Context
+from allrounder.router.network import RouterConfig, router_flops
 from tests.cases import BUDGETS, STRATEGIES, BudgetCase
 
 MANY = 2000

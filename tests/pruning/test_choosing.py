@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.core import ModelGeometry, TokenGrid
-from app.errors import InvalidField
-from app.pruning import make_strategy
-from app.pruning.base import Context, View
-from app.pruning.images import quotas
-from app.pruning.pool import cells
-from app.pruning.vision import VisionFeatures
+from allrounder.core import ModelGeometry, TokenGrid
+from allrounder.errors import InvalidField
+from allrounder.pruning import make_strategy
+from allrounder.pruning.per_image import quotas
+from allrounder.pruning.pooling import cells
+from allrounder.pruning.strategy import Context, View
+from allrounder.pruning.vision_facts import VisionFeatures
 from tests.pruning import slow
 
 GEOMETRY = ModelGeometry(

@@ -10,15 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core import ModelGeometry, PromptShape
-from app.cost import LLAVA_1_5_7B, cost_of, par_paper
-from app.errors import InvalidField
-from app.pruning import make_strategy
-from app.pruning.allocate import Allocator, rescheduled, trimmed
-from app.pruning.base import Arrival, Context, View
-from app.pruning.frontier import PublishedFrontier
-from app.pruning.llavolta import windows
-from app.pruning.retention import mutual_information, num_centres, num_kept, retention
+from allrounder.core import ModelGeometry, PromptShape
+from allrounder.cost import LLAVA_1_5_7B, cost_of, par_paper
+from allrounder.errors import InvalidField
+from allrounder.pruning import make_strategy
+from allrounder.pruning.allocate import Allocator, rescheduled, trimmed
+from allrounder.pruning.frontier import PublishedFrontier
+from allrounder.pruning.llavolta import windows
+from allrounder.pruning.retention import mutual_information, num_centres, num_kept, retention
+from allrounder.pruning.strategy import Arrival, Context, View
 from tests.cases import STRATEGIES
 
 TOKEN_CASES = [case for case in STRATEGIES if case.prunes_tokens and "+" not in case.name]

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from app.core import ModelGeometry
-from app.errors import InvalidField
-from app.pruning import STRATEGIES as REGISTRY
-from app.pruning import make_strategy
-from app.pruning.base import Context, RouterScores, View, keep_best
-from app.pruning.compose import label
+from allrounder.core import ModelGeometry
+from allrounder.errors import InvalidField
+from allrounder.pruning import STRATEGIES as REGISTRY
+from allrounder.pruning import make_strategy
+from allrounder.pruning.compose import label
+from allrounder.pruning.strategy import Context, RouterScores, View, keep_best
 from tests.cases import STRATEGIES
 
 GEOMETRY = ModelGeometry(

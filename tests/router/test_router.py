@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from app.core import ModelGeometry
-from app.errors import RouterMismatch
-from app.router.model import MetaRouter, RouterConfig, router_flops
-from app.router.store import (
+from allrounder.core import ModelGeometry
+from allrounder.errors import RouterMismatch
+from allrounder.router.network import MetaRouter, RouterConfig, router_flops
+from allrounder.router.weights import (
     MANIFEST_NAME,
     WEIGHTS_NAME,
     Calibration,

@@ -15,8 +15,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.main import create_app
-from app.settings import Settings
+from allrounder_service.main import create_app
+from allrounder_service.settings import Settings
 from tests.service.live import live_server
 
 

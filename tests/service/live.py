@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx2
 
 ROOT = Path(__file__).parents[2]
-SERVE = ("-c", "from app.cli import main; main()", "serve")
+SERVE = ("-c", "from allrounder_service.cli import main; main()", "serve")
 PATIENCE_SECONDS = 150
 
 

@@ -19,7 +19,7 @@ from tests.service.live import ROOT, live_server
 
 pytestmark = pytest.mark.timeout(180)
 
-EXAMPLE = ROOT / "app" / "demo" / "example.png"
+EXAMPLE = ROOT / "allrounder" / "demo" / "example.png"
 QUESTION = "Describe the largest shape."
 CLIENTS = ROOT / ".clients" / "bin" / "python"
 

@@ -8,9 +8,9 @@ from random import Random
 
 import pytest
 
-from app.demo.pool import pool_scene
-from app.demo.questions import ask_questions
-from app.demo.scenes import NUM_PATCHES, Split, object_patches, render
+from allrounder.demo.questions import ask_questions
+from allrounder.demo.scene_pool import pool_scene
+from allrounder.demo.scenes import NUM_PATCHES, Split, object_patches, render
 from tests.service.conftest import Service
 
 NUM_SCENES = 60

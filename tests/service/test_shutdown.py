@@ -14,20 +14,20 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.jobs.connection import connect
-from app.jobs.invariants import find_violations
-from app.jobs.keys import key
-from app.jobs.queue import Queue
-from app.jobs.states import JobState
-from app.jobs.transitions import QueueLimits
+from allrounder_service.jobs.connection import connect
+from allrounder_service.jobs.invariants import find_violations
+from allrounder_service.jobs.queue import Queue
+from allrounder_service.jobs.redis_keys import key
+from allrounder_service.jobs.states import JobState
+from allrounder_service.jobs.transitions import QueueLimits
 from tests.jobs.servers import BINARIES, RunningServer, running_server
 from tests.service.live import live_process
 
 pytestmark = pytest.mark.timeout(300)
 
 ROOT = Path(__file__).parents[2]
-SCENE = next((ROOT / "app" / "web" / "examples").glob("scene-10.webp"))
-WORKER = ("-c", "from app.cli import main; main()", "worker")
+SCENE = next((ROOT / "app" / "allrounder_service" / "web" / "examples").glob("scene-10.webp"))
+WORKER = ("-c", "from allrounder_service.cli import main; main()", "worker")
 GRACE_SECONDS = 60
 NUM_CALLERS = 100
 NUM_LINES = 80

@@ -11,10 +11,10 @@ import httpx2
 import pytest
 import uvicorn
 
-from app.engine.engine import Engine
-from app.engine.fake import FakeRunner
-from app.main import build_engine, create_app
-from app.settings import Settings
+from allrounder.engine.engine import Engine
+from allrounder.engine.fake import FakeRunner
+from allrounder_service.main import build_engine, create_app
+from allrounder_service.settings import Settings
 from tests.tracing.receiver import receiving
 
 PATIENCE_SECONDS = 60

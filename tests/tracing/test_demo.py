@@ -9,7 +9,7 @@ import pytest
 
 from tests.tracing.test_requests import ROUNDING, STAGES, assert_stages_lie_within
 
-EXAMPLE = Path(__file__).parents[2] / "app" / "demo" / "example.png"
+EXAMPLE = Path(__file__).parents[2] / "allrounder" / "demo" / "example.png"
 
 
 @pytest.mark.timeout(180)

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from app.engine.fake import FakeRunner
-from app.errors import StepFailed
+from allrounder.engine.fake import FakeRunner
+from allrounder.errors import StepFailed
 from tests.api.calls import chat_body
 from tests.jobs.servers import BINARIES, running_server
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import httpx2
 import pytest
 
-from app.engine.fake import FakeRunner
+from allrounder.engine.fake import FakeRunner
 from tests.api.calls import QUESTION, URL, chat_body, completion_body, events
 
 pytestmark = pytest.mark.timeout(60)

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import InternalError
-from app.tracing.otel import OtelTracer
-from app.tracing.trace import Trace, current, following, note_error
+from allrounder.errors import InternalError
+from allrounder_service.tracing.otel import OtelTracer
+from allrounder_service.tracing.trace import Trace, current, following, note_error
 from tests.api.calls import chat_body
 from tests.tracing.receiver import receiving
 
@@ -56,12 +56,13 @@ async def main():
         print([each.cls.__name__ for each in served.app.user_middleware])
 
 asyncio.run(main())
-traces = ("app.tracing.otel", "app.tracing.spans", "opentelemetry.sdk.trace")
+own = ("allrounder_service.tracing.otel", "allrounder_service.tracing.spans")
+traces = (*own, "opentelemetry.sdk.trace")
 print([name for name in sys.modules if name.startswith((*traces, "opentelemetry.exporter"))])
 """
 ON = """
 import sys
-from app.cli import main
+from allrounder_service.cli import main
 sys.argv = ["allrounder", "serve", "--otlp-endpoint", "http://localhost:4318"]
 main()
 """
@@ -145,12 +146,12 @@ async def test_spans_are_sent_while_the_server_runs(serve, receiver, monkeypatch
 
 @pytest.mark.parametrize("ratio", [0, 1])
 async def test_the_access_log_names_the_trace(serve, receiver, caplog, ratio):
-    caplog.set_level(logging.INFO, "app.access")
+    caplog.set_level(logging.INFO, "allrounder.access")
     async with serve(otlp_endpoint=receiver.url, trace_sample_ratio=ratio) as client:
         await client.post("/v1/chat", json=chat_body(), headers=SAMPLED)
         await client.post("/v1/chat", json=chat_body(image="x"))
         await client.get("/livez")
-    lines = [line for line in caplog.records if line.name == "app.access"]
+    lines = [line for line in caplog.records if line.name == "allrounder.access"]
     chats = [vars(line)["trace_id"] for line in lines if vars(line)["endpoint"] == "/v1/chat"]
     assert chats[0] == TRACE
     assert len(chats[1]) == 32

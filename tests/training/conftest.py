@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.models.loading import load_adapter
-from app.training.bank import PictureBank
-from app.training.measure import FrozenModel
-from app.training.samples import load_pictures
+from allrounder.models.loading import load_adapter
+from allrounder.training.bank import PictureBank
+from allrounder.training.frozen import FrozenModel
+from allrounder.training.samples import load_pictures
 from tests.tiny import tiny_llava_folder
 
 NUM_LAYERS, WIDTH = 4, 32

@@ -12,20 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.budget import Budget, Counts, FlopsShare, Quality
-from app.core import BudgetRequest, ChatRequest, SamplingParams
-from app.engine.planner import CalibrationUse
-from app.engine.runner import ModelRunner
-from app.engine.sequence import Sequence as DeviceSequence
-from app.models.loading import load_adapter
-from app.router.model import MetaRouter, RouterConfig
-from app.router.store import Calibration, load_router, save_router
-from app.training import calibrate as calibration_module
-from app.training.bank import PictureBank
-from app.training.calibrate import calibrate, loyalty_of
-from app.training.isotonic import isotonic, isotonic_grid
-from app.training.measure import FrozenModel
-from app.training.samples import load_pictures
+from allrounder.core import BudgetRequest, ChatRequest, SamplingParams
+from allrounder.core.budget import Budget, Counts, FlopsShare, Quality
+from allrounder.engine.execution.runner import ModelRunner
+from allrounder.engine.execution.sequence import Sequence as DeviceSequence
+from allrounder.engine.planning.planner import CalibrationUse
+from allrounder.models.loading import load_adapter
+from allrounder.router.network import MetaRouter, RouterConfig
+from allrounder.router.weights import Calibration, load_router, save_router
+from allrounder.training import calibrate as calibration_module
+from allrounder.training.bank import PictureBank
+from allrounder.training.calibrate import calibrate, loyalty_of
+from allrounder.training.frozen import FrozenModel
+from allrounder.training.isotonic import isotonic, isotonic_grid
+from allrounder.training.samples import load_pictures
 from tests.engine.driving import begin, whole
 from tests.tiny import NUM_VISUAL, chat_request, reference_model, tiny_llava_folder
 

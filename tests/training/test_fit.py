@@ -9,13 +9,13 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from app.router.model import MetaRouter, RouterConfig
-from app.training.actions import draw_actions
-from app.training.bank import PictureBank
-from app.training.collect import Measured
-from app.training.fit import Schedule, fit, router_inputs
-from app.training.losses import PreferenceLoss, attention_loss
-from app.training.options import RouterTrainingOptions
+from allrounder.router.network import MetaRouter, RouterConfig
+from allrounder.training.actions import draw_actions
+from allrounder.training.bank import PictureBank
+from allrounder.training.collect import Measured
+from allrounder.training.fit import Schedule, fit, router_inputs
+from allrounder.training.losses import PreferenceLoss, attention_loss
+from allrounder.training.options import RouterTrainingOptions
 from tests.tiny import NUM_VISUAL
 from tests.training.conftest import WIDTH
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from app.pruning.base import keep_best
-from app.training import look
-from app.training.bank import PictureBank
-from app.training.look import Look, best_look
-from app.training.measure import Asked, FrozenModel, make_plan
-from app.training.samples import Picture, load_pictures
+from allrounder.pruning.strategy import keep_best
+from allrounder.training import look
+from allrounder.training.bank import PictureBank
+from allrounder.training.frozen import Asked, FrozenModel, make_plan
+from allrounder.training.look import Look, best_look
+from allrounder.training.samples import Picture, load_pictures
 from tests.training.conftest import NUM_LAYERS
 
 NUM_LOOKS = 4 * NUM_LAYERS

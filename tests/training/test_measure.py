@@ -9,19 +9,19 @@ import torch
 from torch.testing import assert_close
 from transformers import LlavaForConditionalGeneration
 
-from app.errors import InvalidField
-from app.pruning import make_strategy
-from app.pruning.base import Context, Strategy
-from app.pruning.fastv import FastV
-from app.pruning.mmtok import MMTok
-from app.pruning.pool import Pool
-from app.pruning.resize import Resize
-from app.pruning.visionzip import VisionZip
-from app.training.bank import PictureBank
-from app.training.calibrate import monotone, skip_counts
-from app.training.measure import Asked, DenseAnswer, FrozenModel, make_plan
-from app.training.similarity import block_influence, layer_similarity
-from app.training.trials import plan_by, view_of
+from allrounder.errors import InvalidField
+from allrounder.pruning import make_strategy
+from allrounder.pruning.fastv import FastV
+from allrounder.pruning.mmtok import MMTok
+from allrounder.pruning.pooling import Pool
+from allrounder.pruning.resize import Resize
+from allrounder.pruning.strategy import Context, Strategy
+from allrounder.pruning.visionzip import VisionZip
+from allrounder.training.bank import PictureBank
+from allrounder.training.calibrate import monotone, skip_counts
+from allrounder.training.frozen import Asked, DenseAnswer, FrozenModel, make_plan
+from allrounder.training.planning import plan_by, view_of
+from allrounder.training.similarity import block_influence, layer_similarity
 from tests.tiny import NUM_VISUAL, reference_model
 from tests.training.conftest import NUM_LAYERS
 

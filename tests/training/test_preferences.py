@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from app.training.preferences import (
+from allrounder.training.preferences import (
     action_log_prob,
     balanced_pairs,
     preference_loss,

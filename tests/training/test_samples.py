@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from app.errors import InvalidField
-from app.training.samples import load_pictures, split_pictures
+from allrounder.errors import InvalidField
+from allrounder.training.samples import load_pictures, split_pictures
 
 
 def write_data(folder: Path, lines: list[dict[str, str]]) -> str:

@@ -11,13 +11,13 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp
 from typer.testing import CliRunner
 
-from app.cli.main import cli
-from app.errors import InvalidField
-from app.router.store import load_router
-from app.training.card import CARD_NAME, command
-from app.training.measure import FrozenModel
-from app.training.options import RouterTrainingOptions
-from app.training.train import train_router
+from allrounder.errors import InvalidField
+from allrounder.router.weights import load_router
+from allrounder.training.card import CARD_NAME, command
+from allrounder.training.frozen import FrozenModel
+from allrounder.training.options import RouterTrainingOptions
+from allrounder.training.train_router import train_router
+from allrounder_service.cli.main import cli
 from tests.tiny import NUM_VISUAL
 from tests.training.conftest import NUM_LAYERS, WIDTH
 

@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 
 from tests.web.conftest import ROOT, Server
 
-EXAMPLES = ROOT / "app" / "web" / "examples"
+EXAMPLES = ROOT / "app" / "allrounder_service" / "web" / "examples"
 INDEX: list[dict[str, str]] = json.loads((EXAMPLES / "examples.json").read_text())
 
 

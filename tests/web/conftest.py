@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from tests.api.test_server import until_ready
 
 ROOT = Path(__file__).parents[2]
-EMBEDDED = (sys.executable, "-c", "from app.cli import main; main()", "serve")
+EMBEDDED = (sys.executable, "-c", "from allrounder_service.cli import main; main()", "serve")
 FAKE = (sys.executable, "-m", "tests.api.fake_server")
 LOAD_MS = 20_000
 # Chromium reports a refused request by itself, before the page has said a word.

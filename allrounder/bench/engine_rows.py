@@ -1,0 +1,125 @@
+"""Samples of the engine's benchmark to rows: which two settings make which figure, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from allrounder.bench.rows import Row, compared, counted, row_of
+from allrounder.bench.sides import Sample
+from allrounder.bench.timing import estimate, ratios
+from allrounder.bench.workload import DENSE, NEW_TOKENS, Workload
+from allrounder.core import ChatResult, Cost
+from allrounder.core.budget import Budget, Counts
+from allrounder.engine.protocols import Runner
+from allrounder.settings import EngineSettings
+
+Samples = Mapping[str, Sequence[Sample]]
+
+
+def label(counts: Counts) -> str:
+    return f"{counts.tokens}x{counts.layers}"
+
+
+def stages(samples: Samples) -> list[Row]:
+    """Where a dense request spends its time."""
+    dense, eight = samples["dense/1"], samples["dense/8"]
+    steps = NEW_TOKENS - 1
+    return [
+        row_of("encode/1", estimate([1000 * each.total for each in samples["encode"]]), "ms"),
+        row_of("prefill/dense/1", estimate([1000 * each.prefill for each in dense]), "ms"),
+        row_of(
+            "decode-step/dense/1", estimate([1000 * each.decode / steps for each in dense]), "ms"
+        ),
+        row_of(
+            "decode-step/dense/8", estimate([1000 * each.decode / steps for each in eight]), "ms"
+        ),
+    ]
+
+
+def beside_library(samples: Samples, setting: str, batch: int) -> Row:
+    """End to end, our setting beside the library's dense `generate`."""
+    ours, theirs = samples[f"{setting}/{batch}"], samples[f"library/{batch}"]
+    return compared(
+        f"generate/{setting}/{batch}", _rates(ours, batch), _rates(theirs, batch), "tokens/s"
+    )
+
+
+def plan_rows(samples: Samples, plan: str, batch: int) -> list[Row]:
+    """Beside the library, beside our own dense, and beside what the plan's shares of work allow.
+
+    The bound is our own dense prefill times the plan's share of its FLOPs, and our own dense decode
+    times the share of layers that run.
+    """
+    ours, dense = samples[f"{plan}/{batch}"], samples[f"dense/{batch}"]
+    cost = _cost(ours)
+    layers = _layers_ratio(ours[0].results[0])
+    bound = [each.prefill * cost.prefill_ratio + each.decode * layers for each in dense]
+    rates = _rates(ours, batch)
+    return [
+        beside_library(samples, plan, batch),
+        compared(f"over-dense/{plan}/{batch}", rates, _rates(dense, batch), "tokens/s"),
+        compared(
+            f"of-bound/{plan}/{batch}",
+            rates,
+            [batch * NEW_TOKENS / seconds for seconds in bound],
+            "tokens/s",
+        ),
+    ]
+
+
+def prefill_row(samples: Samples, share: float) -> Row:
+    """Wall-clock speed-up of prefill over our own dense, beside the reduction of its FLOPs."""
+    ours, dense = samples[f"prefill/{share:g}"], samples["dense/1"]
+    reduction = 1 / _cost(ours).prefill_ratio
+    speed_ups = ratios([each.prefill for each in dense], [each.prefill for each in ours])
+    return compared(f"prefill/{share:g}", speed_ups, [reduction] * len(speed_ups), "x dense")
+
+
+def mixed_rows(samples: Samples, num_plans: int) -> list[Row]:
+    """Different plans in one batch, beside the batches in which all have one of those plans.
+
+    Beside the mean of their throughputs; and beside the throughput of the same work, one eighth of
+    each batch, which is what mixing alone could lose.
+    """
+    mixed = _rates(samples["mixed"], num_plans)
+    equal = [samples[f"equal-{idx}"] for idx in range(num_plans)]
+    rounds = range(len(mixed))
+    rates = [_rates(each, num_plans) for each in equal]
+    mean_rates = [sum(each[at] for each in rates) / num_plans for at in rounds]
+    mean_seconds = [sum(each[at].total for each in equal) / num_plans for at in rounds]
+    same_work = [num_plans * NEW_TOKENS / seconds for seconds in mean_seconds]
+    return [
+        compared(f"mixed-plans/{num_plans}", mixed, mean_rates, "tokens/s"),
+        compared(f"mixed-plans/{num_plans}/same-work", mixed, same_work, "tokens/s"),
+    ]
+
+
+def memory_rows(
+    samples: Samples, runner: Runner, workload: Workload, plan: str, counts: Counts
+) -> list[Row]:
+    """Bytes of keys and values at a request's end, and requests that the default limit admits."""
+
+    def admitted(form: Budget) -> int:
+        (request,) = workload.requests([form], picture_of=[0])
+        demand = runner.demand(runner.prepare(request))
+        return limit // demand.kv_bytes(request.sampling.max_tokens)
+
+    limit = int(EngineSettings.model_fields["kv_bytes_limit"].default)
+    cost = _cost(samples[f"{plan}/1"])
+    unit = f"requests in {limit / 2**30:g} GiB"
+    return [
+        counted(f"kv-bytes/{plan}", cost.kv_bytes, "bytes", cost.dense_kv_bytes),
+        counted(f"kv-requests/{plan}", admitted(counts), unit, admitted(DENSE)),
+    ]
+
+
+def _rates(samples: Sequence[Sample], batch: int) -> list[float]:
+    return [batch * NEW_TOKENS / each.total for each in samples]
+
+
+def _cost(samples: Sequence[Sample]) -> Cost:
+    return samples[0].results[0].cost
+
+
+def _layers_ratio(result: ChatResult) -> float:
+    return result.plan.num_layers_run / len(result.plan.runs)

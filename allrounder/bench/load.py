@@ -1,0 +1,96 @@
+"""Load on a server: an open loop that waits for nobody, and a closed one of waiting clients."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import httpx2
+
+from allrounder.bench.arrivals import Ask
+from allrounder.bench.exchange import Exchange, exchange
+from allrounder.bench.targets import Target
+
+Tick = Callable[[], object]
+_LEAD_SECONDS = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """All exchanges of one run and the seconds from its start to the last end."""
+
+    exchanges: tuple[Exchange, ...]
+    seconds: float
+
+
+def make_client() -> httpx2.AsyncClient:
+    """No limit of its own: neither on connections nor on time."""
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+    return httpx2.AsyncClient(timeout=None, limits=limits, trust_env=False)
+
+
+async def open_loop(
+    client: httpx2.AsyncClient,
+    target: Target,
+    asks: Sequence[Ask],
+    arrivals: Sequence[float],
+    *,
+    max_tokens: int,
+    patience: float,
+    tick: Tick,
+) -> Load:
+    """Send each request when it is due, whatever became of those before it."""
+    bodies = [target.body(ask, max_tokens=max_tokens) for ask in asks]
+    started = time.perf_counter() + _LEAD_SECONDS
+
+    async def send(body: bytes, ask: Ask, due: float) -> Exchange:
+        found = await exchange(client, target, body, budget=ask.budget, due=due, patience=patience)
+        tick()
+        return found
+
+    tasks = []
+    for body, ask, at in zip(bodies, asks, arrivals, strict=True):
+        await asyncio.sleep(max(started + at - time.perf_counter(), 0))
+        tasks.append(asyncio.create_task(send(body, ask, started + at)))
+    exchanges = tuple(await asyncio.gather(*tasks))
+    return Load(exchanges=exchanges, seconds=time.perf_counter() - started)
+
+
+async def closed_loop(
+    client: httpx2.AsyncClient,
+    target: Target,
+    ask: Ask,
+    *,
+    num_clients: int,
+    num_each: int,
+    max_tokens: int,
+    patience: float,
+    tick: Tick,
+) -> Load:
+    """Clients that ask the same thing again as soon as they are answered."""
+    body = target.body(ask, max_tokens=max_tokens)
+
+    async def ask_again_and_again() -> list[Exchange]:
+        found = []
+        for _ in range(num_each):
+            found.append(
+                await exchange(
+                    client,
+                    target,
+                    body,
+                    budget=ask.budget,
+                    due=time.perf_counter(),
+                    patience=patience,
+                )
+            )
+            tick()
+        return found
+
+    started = time.perf_counter()
+    of_clients = await asyncio.gather(*(ask_again_and_again() for _ in range(num_clients)))
+    return Load(
+        exchanges=tuple(found for each in of_clients for found in each),
+        seconds=time.perf_counter() - started,
+    )

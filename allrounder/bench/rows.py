@@ -1,0 +1,141 @@
+"""Rows of a benchmark: as JSON and as a Markdown table. Knows nothing of how they came."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from allrounder.bench.timing import Estimate, estimate, ratios
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Goal:
+    """The ratio that is aimed at: at least, or at most."""
+
+    ratio: float
+    at_most: bool = False
+
+    def is_met(self, ratio: float) -> bool:
+        return ratio <= self.ratio if self.at_most else ratio >= self.ratio
+
+    def __str__(self) -> str:
+        return f"{'<=' if self.at_most else '>='} {self.ratio:g}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One figure.
+
+    Attributes:
+        baseline: what it is compared with, in the same unit.
+        ratio: value over baseline; the median of ratios taken round by round where both were timed.
+        goal: what the ratio is held to, if anything.
+        stderr: of the ratio where there is one, else of the value.
+    """
+
+    name: str
+    value: float
+    unit: str
+    baseline: float | None = None
+    ratio: float | None = None
+    goal: Goal | None = None
+    n: int = 1
+    stderr: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        fields = {
+            "name": self.name,
+            "value": _finite(self.value),
+            "unit": self.unit,
+            "baseline": _finite(self.baseline),
+            "ratio": _finite(self.ratio),
+            "n": self.n,
+            "stderr": _finite(self.stderr),
+        }
+        if self.goal is None or self.ratio is None:
+            return fields
+        return {**fields, "target": self.goal.ratio, "met": self.goal.is_met(self.ratio)}
+
+    @property
+    def verdict(self) -> str:
+        """The goal and whether it is met, for a table."""
+        if self.goal is None or self.ratio is None:
+            return ""
+        return f"{self.goal} {'met' if self.goal.is_met(self.ratio) else 'missed'}"
+
+
+def row_of(name: str, found: Estimate, unit: str) -> Row:
+    return Row(name=name, value=found.value, unit=unit, n=found.n, stderr=found.stderr)
+
+
+def compared(
+    name: str,
+    values: Sequence[float],
+    baselines: Sequence[float],
+    unit: str,
+) -> Row:
+    """Medians of both over the same rounds, and of their ratio in each."""
+    ratio = estimate(ratios(values, baselines))
+    return Row(
+        name=name,
+        value=estimate(values).value,
+        unit=unit,
+        baseline=estimate(baselines).value,
+        ratio=ratio.value,
+        n=ratio.n,
+        stderr=ratio.stderr,
+    )
+
+
+def counted(name: str, value: float, unit: str, baseline: float | None = None) -> Row:
+    """A figure that is computed or counted, not timed."""
+    ratio = value / baseline if baseline else None
+    return Row(name=name, value=value, unit=unit, baseline=baseline, ratio=ratio)
+
+
+def report(environment: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    return {"environment": dict(environment), "rows": [row.as_json() for row in rows]}
+
+
+def text_of(environment: Mapping[str, Any], rows: Sequence[Row], *, as_json: bool) -> str:
+    if as_json:
+        return json.dumps(report(environment, rows), allow_nan=False)
+    return table_of(environment, rows)
+
+
+def table_of(environment: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """What it ran on, then Markdown: one line a row."""
+    lines = [f"{key}: {_plain(value)}" for key, value in environment.items() if value is not None]
+    lines += [
+        "",
+        "| name | value | baseline | ratio | target | n |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        error = "" if row.stderr is None else f" ± {_short(row.stderr)}"
+        has_ratio = row.ratio is not None
+        lines.append(
+            f"| {row.name} | {_short(row.value)} {row.unit}{'' if has_ratio else error} "
+            f"| {_short(row.baseline)} | {_short(row.ratio)}{error if has_ratio else ''} "
+            f"| {row.verdict} | {row.n} |"
+        )
+    return "\n".join(lines)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _short(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(each)}" for key, each in value.items())
+    return str(value)

@@ -1,0 +1,1 @@
+"""Commands of the library: train, evaluate, bench. The service assembles them."""

@@ -1,0 +1,61 @@
+"""The nouns that every other package speaks in. Frozen, keyword-only, free of torch and HTTP."""
+
+from allrounder.core.budget import Budget, BudgetRequest, Counts, FlopsShare, Quality
+from allrounder.core.geometry import (
+    ImageInput,
+    ImageLayout,
+    ModelGeometry,
+    Prompt,
+    PromptShape,
+    TokenGrid,
+    VisionGeometry,
+)
+from allrounder.core.plan import Cost, Plan, Selection
+from allrounder.core.request import (
+    Capabilities,
+    ChatRequest,
+    ChatResult,
+    FinishReason,
+    Message,
+    Priority,
+    Role,
+    SamplingParams,
+    ScoredToken,
+    Stage,
+    StrategyInfo,
+    Timing,
+    TokenChunk,
+    one_question,
+)
+
+__all__ = [
+    "Budget",
+    "BudgetRequest",
+    "Capabilities",
+    "ChatRequest",
+    "ChatResult",
+    "Cost",
+    "Counts",
+    "FinishReason",
+    "FlopsShare",
+    "ImageInput",
+    "ImageLayout",
+    "Message",
+    "ModelGeometry",
+    "Plan",
+    "Priority",
+    "Prompt",
+    "PromptShape",
+    "Quality",
+    "Role",
+    "SamplingParams",
+    "ScoredToken",
+    "Selection",
+    "Stage",
+    "StrategyInfo",
+    "Timing",
+    "TokenChunk",
+    "TokenGrid",
+    "VisionGeometry",
+    "one_question",
+]

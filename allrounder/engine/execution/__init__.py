@@ -1,0 +1,1 @@
+"""The forward pass of a ragged batch, its KV cache, and the sampling of tokens."""

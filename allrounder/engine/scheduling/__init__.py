@@ -1,0 +1,1 @@
+"""Which request runs when: queue, admission, chunked prefill, and where requests end."""

@@ -1,0 +1,1 @@
+"""Encoding of images before pruning, and the cache of encoded images."""

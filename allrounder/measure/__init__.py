@@ -1,0 +1,1 @@
+"""What training, evaluation and benchmarks measure with; knows none of them."""

@@ -1,0 +1,112 @@
+"""Pruning strategies by name.
+
+To add a strategy: one file here with a frozen dataclass that derives from `Strategy`, one line in
+`STRATEGIES`, and one row in `tests/cases.py` (it runs against every family: keeps order, respects
+the count, is the identity at budget 1, a batch of n equals n singles).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from allrounder.errors import InvalidField
+from allrounder.pruning.autoprune import AutoPrune
+from allrounder.pruning.cdpruner import CDPruner
+from allrounder.pruning.compose import Composed
+from allrounder.pruning.divprune import DivPrune
+from allrounder.pruning.fastv import FastV
+from allrounder.pruning.llavolta import LLaVolta
+from allrounder.pruning.mmtok import MMTok
+from allrounder.pruning.none import NoPruning
+from allrounder.pruning.par import Par, ParLayer, ParToken
+from allrounder.pruning.pdrop import PyramidDrop
+from allrounder.pruning.pooling import Pool
+from allrounder.pruning.prumerge import PruMerge
+from allrounder.pruning.random import Random
+from allrounder.pruning.resize import Resize
+from allrounder.pruning.shortgpt import ShortGPT
+from allrounder.pruning.strategy import Strategy
+from allrounder.pruning.visionzip import VisionZip
+
+STRATEGIES: dict[str, type[Strategy]] = {
+    strategy.name: strategy
+    for strategy in (
+        NoPruning,
+        Random,
+        FastV,
+        DivPrune,
+        CDPruner,
+        MMTok,
+        VisionZip,
+        PruMerge,
+        Pool,
+        Resize,
+        PyramidDrop,
+        LLaVolta,
+        AutoPrune,
+        ShortGPT,
+        Par,
+        ParToken,
+        ParLayer,
+    )
+}
+
+
+def make_strategy(name: str, options: Mapping[str, Any] | None = None) -> Strategy:
+    """A strategy, or `tokens+layers` composed of two, with its knobs set from `options`.
+
+    Raises:
+        InvalidField: an unknown name (the known ones are listed), a composition whose sides do not
+            prune what they should, or an unknown or wrong option.
+    """
+    names = name.split("+")
+    for part in names:
+        if part not in STRATEGIES:
+            known = ", ".join(sorted(STRATEGIES))
+            raise InvalidField(
+                f"unknown strategy {part!r}; known: {known}, and tokens+layers", param=_FIELD
+            )
+    given = dict(options or {})
+    built = [_build(STRATEGIES[part], given) for part in names]
+    if given:
+        raise InvalidField(
+            f"strategy {name!r} has no option {min(given)!r}", param=f"budget.options.{min(given)}"
+        )
+    return built[0] if len(built) == 1 else _compose(name, built)
+
+
+_FIELD = "budget.strategy"
+
+
+@lru_cache
+def _validator(name: str) -> TypeAdapter[Strategy]:
+    return TypeAdapter(STRATEGIES[name])
+
+
+def _build(kind: type[Strategy], given: dict[str, Any]) -> Strategy:
+    own = {key: given.pop(key) for key in list(given) if key in kind.__dataclass_fields__}
+    try:
+        return _validator(kind.name).validate_json(json.dumps(own), strict=True)
+    except ValidationError as err:
+        knob = str(err.errors()[0]["loc"][0])
+        raise InvalidField(
+            f"option {knob!r} of {kind.name}: {err.errors()[0]['msg']}",
+            param=f"budget.options.{knob}",
+        ) from err
+
+
+def _compose(name: str, built: list[Strategy]) -> Strategy:
+    if len(built) != 2 or not built[0].prunes_tokens or not built[1].prunes_layers:
+        raise InvalidField(
+            f"{name!r} must be a token strategy + a layer strategy, as in fastv+shortgpt",
+            param=_FIELD,
+        )
+    return Composed(left=built[0], right=built[1])
+
+
+__all__ = ["STRATEGIES", "Strategy", "make_strategy"]

@@ -1,0 +1,46 @@
+"""How alike the input and the output of every layer are: what a skipped layer would leave out.
+
+Shapes: L layers, R rows of a prompt under its plan, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from allrounder.core import Plan
+from allrounder.engine.execution.attention.sdpa import attend
+from allrounder.engine.execution.rows import prompt_rows
+from allrounder.training.frozen import Asked, FrozenModel, make_plan
+
+
+@torch.inference_mode()
+def layer_similarity(frozen: FrozenModel, asked: Asked, plan: Plan) -> Tensor:
+    """cosine(input, output), L x R in double; all layers run, tokens may be dropped at layer 0."""
+    assert plan.last_selection_layer == 0, "rows that leave later have no output to compare"
+    adapter = frozen.adapter
+    rows = prompt_rows(adapter, asked.prompt, asked.positions, asked.visual, plan)
+    hidden_RD = rows.hidden_SD
+    rotation = adapter.rotate(hidden_RD, rows.positions_PS)
+    similarity = []
+    for layer_idx in range(frozen.num_layers):
+        output_RD = adapter.layer(layer_idx, hidden_RD, rotation, _attend)
+        similarity.append(cosine_similarity(hidden_RD.double(), output_RD.double(), dim=-1))
+        hidden_RD = output_RD
+        if layer_idx < len(rows.planes):
+            visual_rows = rows.visual_rows.to(hidden_RD.device)
+            hidden_RD = hidden_RD.index_add(0, visual_rows, rows.planes[layer_idx])
+    return torch.stack(similarity).cpu()
+
+
+def block_influence(frozen: FrozenModel, asked: Asked) -> Tensor:
+    """1 - cosine(input, output) per layer, mean over the prompt's rows (ShortGPT, section 3.2)."""
+    dense = make_plan(num_layers=frozen.num_layers, num_visual=len(asked.visual_VD))
+    return 1 - layer_similarity(frozen, asked, dense).mean(dim=1)
+
+
+def _attend(_: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    query_BHSE, key_BKSE, value_BKSE = (each.transpose(0, 1)[None] for each in (query, key, value))
+    output_BHSE = attend(query_BHSE, key_BKSE, value_BKSE, scaling)
+    return output_BHSE[0].transpose(0, 1).flatten(1)

@@ -1,0 +1,1 @@
+"""The microservice around the library: HTTP, batch jobs, metrics, tracing and web pages."""

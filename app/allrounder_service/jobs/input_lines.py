@@ -1,0 +1,169 @@
+"""The input file of a batch, line by line: where each line lies, and whether it may be run.
+
+Structure is checked here and any fault fails the whole batch, as with OpenAI. The fields of a
+`body` are not: a wrong one is that line's own answer in the error file. Blank lines do not count.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NoReturn, TypeVar
+
+from allrounder_service.jobs.records import LineError
+
+MAX_LINE_BYTES = 16 * 2**20
+MAX_ERRORS = 100
+MAX_CUSTOM_ID_CHARS = 512
+# The same cap as that of a request's own body: many small values cost more memory than bytes.
+MAX_JSON_VALUES = 65_536
+ENDPOINTS = ("/v1/chat", "/v1/chat/completions")
+
+_KEYS = frozenset({"custom_id", "method", "url", "body"})
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawLine:
+    """`number` counts all lines from 1; `offset` and `length` are bytes, the newline excluded."""
+
+    number: int
+    offset: int
+    length: int
+    text: bytes
+
+
+class LineFault(Exception):
+    """What is wrong with one line; its text may be shown."""
+
+    def __init__(self, code: str, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+
+
+class LineCounter:
+    """Counts the lines of a file that comes in pieces, as `read_lines` will find them."""
+
+    def __init__(self) -> None:
+        self.num_lines = 0
+        self.longest = 0
+        self._length = 0
+        self._is_blank = True
+
+    def feed(self, data: bytes) -> None:
+        *ended, rest = data.split(b"\n")
+        for part in ended:
+            self._extend(part)
+            self.close()
+        self._extend(rest)
+
+    def close(self) -> None:
+        """The line at hand has ended."""
+        self.num_lines += not self._is_blank
+        self._length, self._is_blank = 0, True
+
+    def _extend(self, part: bytes) -> None:
+        self._length += len(part)
+        self._is_blank = self._is_blank and not part.strip()
+        self.longest = max(self.longest, self._length)
+
+
+def read_lines(file: BinaryIO) -> Iterator[RawLine]:
+    """All lines that are not blank."""
+    offset = 0
+    for number, line in enumerate(file, 1):
+        text = line.removesuffix(b"\n")
+        if text.strip():
+            yield RawLine(number=number, offset=offset, length=len(text), text=text)
+        offset += len(line)
+
+
+def take(items: Iterator[T], limit: int, *, seconds: float = 1.0) -> list[T]:
+    """The next few items; fewer than `limit` when they take long, none only at the end."""
+    until, taken = time.monotonic() + seconds, []
+    for item in items:
+        taken.append(item)
+        if len(taken) >= limit or time.monotonic() > until:
+            break
+    return taken
+
+
+def find_faults(lines: Iterable[RawLine], endpoint: str) -> Iterator[LineError | None]:
+    """For each line what is wrong with it, or None."""
+    seen: dict[str, int] = {}
+    for line in lines:
+        try:
+            custom_id = check_line(line.text, endpoint)
+            if custom_id in seen:
+                raise LineFault(
+                    "duplicate_custom_id",
+                    f"custom_id is the same as in line {seen[custom_id]}",
+                    param="custom_id",
+                )
+        except LineFault as fault:
+            yield LineError(
+                code=fault.code, message=fault.message, param=fault.param, line=line.number
+            )
+        else:
+            seen[custom_id] = line.number
+            yield None
+
+
+def check_line(text: bytes, endpoint: str) -> str:
+    """The custom_id of a line for this endpoint. Raises LineFault."""
+    line = parse_line(text)
+    for name in sorted(_KEYS - set(line)):
+        raise LineFault("missing_required_parameter", f"{name} is missing", param=name)
+    if set(line) - _KEYS:
+        known = ", ".join(sorted(_KEYS))
+        raise LineFault("unknown_parameter", f"there is a key other than {known}")
+    if line["method"] != "POST":
+        raise LineFault("invalid_method", "method must be POST", param="method")
+    if line["url"] != endpoint:
+        raise LineFault("mismatched_url", f"url must be the batch's, {endpoint}", param="url")
+    if not isinstance(line["body"], dict):
+        raise LineFault("invalid_body", "body must be an object", param="body")
+    if line["body"].get("stream"):
+        raise LineFault("invalid_body", "a line cannot be streamed", param="body.stream")
+    return _custom_id(line["custom_id"])
+
+
+def parse_line(text: bytes) -> dict[str, Any]:
+    """A line as an object. Raises LineFault."""
+    if text.count(b",") + text.count(b"[") + text.count(b"{") > MAX_JSON_VALUES:
+        raise LineFault("invalid_json_line", "the line holds too many values")
+    try:
+        line = json.loads(
+            text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
+        )
+    except (ValueError, RecursionError):
+        raise LineFault("invalid_json_line", "the line is not valid JSON") from None
+    if not isinstance(line, dict):
+        raise LineFault("invalid_json_line", "the line must be a JSON object")
+    return line
+
+
+def _custom_id(value: Any) -> str:
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_CUSTOM_ID_CHARS:
+        raise LineFault(
+            "invalid_custom_id",
+            f"custom_id must be a string of 1 to {MAX_CUSTOM_ID_CHARS} characters",
+            param="custom_id",
+        )
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise LineFault("invalid_json_line", "a key is given twice")
+    return found
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise LineFault("invalid_json_line", f"{name} is not valid JSON")

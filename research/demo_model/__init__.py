@@ -1,0 +1,1 @@
+"""Training of the embedded LVLM from nothing: vision, words, decoder, export."""
