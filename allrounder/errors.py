@@ -1,4 +1,6 @@
-"""Every error that may leave the service, as one tree; the API maps it to HTTP in one function.
+"""Every error that may leave library or service, as one tree; the API maps it to HTTP.
+
+What is wrong with an argument is a ValueError too, and its `param` names the argument.
 
 AllrounderError
 ├── StartupError              never HTTP: the process refuses to start
@@ -81,7 +83,7 @@ class KeyFileUnusable(StartupError):
     code = "key_file_unusable"
 
 
-class InvalidField(AllrounderError):
+class InvalidField(AllrounderError, ValueError):
     status = 422
     code = "invalid_field"
     type = "invalid_request_error"
@@ -91,7 +93,7 @@ class BudgetTooSmall(InvalidField):
     code = "budget_too_small"
 
 
-class BadRequest(AllrounderError):
+class BadRequest(AllrounderError, ValueError):
     status = 400
     code = "bad_request"
     type = "invalid_request_error"

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
+from collections.abc import Callable
+from functools import partial
 from io import BytesIO
+from pathlib import Path
 
 from PIL import Image
 
@@ -48,13 +51,43 @@ _UPRIGHT = {
 }
 
 
+ImageLike = Image.Image | str | Path | bytes
+"""A Pillow image, the path of a PNG, JPEG, WebP or GIF file, or such a file's content."""
+
+
+def read_image(image: ImageLike, *, param: str = "image") -> ImageInput:
+    """Any form of an image to its pixels. Blocking.
+
+    Raises InvalidImage for a file that cannot be read, or what `decode_image` raises; each is a
+    ValueError that names `param`.
+    """
+    if isinstance(image, bytes):
+        return decode_image(image, param=param)
+    if isinstance(image, Image.Image):
+        return _typed(partial(_image_input, image), param)
+    if not isinstance(image, str | Path):
+        raise InvalidImage(
+            f"{param}: expected a Pillow image, a path or bytes, got {type(image).__name__}",
+            param=param,
+        )
+    try:
+        content = Path(image).read_bytes()
+    except OSError as err:
+        raise InvalidImage(f"{param}: {image} cannot be read: {err.strerror}", param=param) from err
+    return decode_image(content, param=param)
+
+
 def decode_image(data: bytes, *, param: str = "image") -> ImageInput:
     """The first frame, upright, on white, 8 bits a channel. Blocking.
 
     Raises UnsupportedImageFormat, ImageTooLarge (before any pixel is decoded) or InvalidImage.
     """
+    return _typed(partial(_decode, data), param)
+
+
+def _typed(decode: Callable[[], ImageInput], param: str) -> ImageInput:
     try:
-        return _decode(data)
+        return decode()
     except BadRequest as err:
         err.param = param
         raise
@@ -66,10 +99,14 @@ def decode_image(data: bytes, *, param: str = "image") -> ImageInput:
 
 def _decode(data: bytes) -> ImageInput:
     with Image.open(BytesIO(data), formats=(_format_of(data),)) as opened:
-        _check_size(*opened.size)
-        opened.load()
-        _check_size(*opened.size)
-        pixels = _upright(_to_rgb(opened), _orientation(opened))
+        return _image_input(opened)
+
+
+def _image_input(image: Image.Image) -> ImageInput:
+    _check_size(*image.size)
+    image.load()
+    _check_size(*image.size)
+    pixels = _upright(_to_rgb(image), _orientation(image))
     rgb = pixels.tobytes()
     digest = hashlib.sha256(struct.pack("<II", *pixels.size) + rgb).hexdigest()
     return ImageInput(width=pixels.width, height=pixels.height, rgb=rgb, digest=digest)

@@ -37,7 +37,6 @@ HOMES: dict[str, tuple[str, ...]] = {
         "allrounder.models",
         "allrounder.demo",
         "allrounder.bench.noise_images",
-        "allrounder.vlm",
         "allrounder_service.api.intake.image_decoder",
         "research.demo_model",
     ),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from allrounder.core import ChatRequest, ChatResult
-from allrounder.engine.protocols import Prepared, Runner, Running
+from allrounder.engine.protocols import Outcome, Prepared, Runner, Running
 from allrounder.engine.scheduling.scheduler import Scheduler
 from allrounder.engine.scheduling.tickets import MAX_STEP_ROWS, Limits, Ticket
 from allrounder.errors import AllrounderError
@@ -49,32 +49,24 @@ def drive(
     """
     started = time.perf_counter()
     prepared = [runner.prepare(request) for request in requests]
-    scheduler = _scheduler(runner, prepared, max_step_rows)
     ready = time.perf_counter()
-    live = {entry.request.id: entry for entry in map(_begun, runner.begin(prepared))}
-    for entry in live.values():
-        on_begun(entry)
-    begun = time.perf_counter()
+    begun = prefilled = ready
+
+    def note_begun(running: Running) -> None:
+        nonlocal begun, prefilled
+        on_begun(running)
+        begun = prefilled = time.perf_counter()
+
     results: dict[str, ChatResult] = {}
-    silent, prefilled = set(live), begun
-    try:
-        while live:
-            shares = scheduler.compose()
-            outcomes = runner.step([(live[share.id], share.num_rows) for share in shares])
-            scheduler.advance(shares)
-            if silent:
-                prefilled = time.perf_counter()
-            for outcome in outcomes:
-                if outcome.error is not None:
-                    raise outcome.error
-                silent.discard(outcome.request_id)
-                if outcome.result is not None:
-                    results[outcome.request_id] = outcome.result
-                    scheduler.release(outcome.request_id)
-                    del live[outcome.request_id]
-    finally:
-        for running in live.values():
-            runner.release(running)
+    silent = {request.id for request in requests}
+    for outcome in outcomes(runner, prepared, max_step_rows=max_step_rows, on_begun=note_begun):
+        if outcome.error is not None:
+            raise outcome.error
+        if silent:
+            prefilled = time.perf_counter()
+            silent.discard(outcome.request_id)
+        if outcome.result is not None:
+            results[outcome.request_id] = outcome.result
     return Drive(
         results=tuple(results[request.id] for request in requests),
         prepare=ready - started,
@@ -82,6 +74,37 @@ def drive(
         prefill=prefilled - begun,
         decode=time.perf_counter() - prefilled,
     )
+
+
+def outcomes(
+    runner: Runner,
+    prepared: Sequence[Prepared],
+    *,
+    max_step_rows: int = MAX_STEP_ROWS,
+    on_begun: Callable[[Running], object] = lambda _: None,
+) -> Generator[Outcome]:
+    """What each step does for each request, begun at once, until all have ended.
+
+    Closing it releases what is held. Raises the typed error of the first request that cannot
+    begin.
+    """
+    scheduler = _scheduler(runner, prepared, max_step_rows)
+    live = {entry.request.id: entry for entry in map(_begun, runner.begin(prepared))}
+    try:
+        for running in live.values():
+            on_begun(running)
+        while live:
+            shares = scheduler.compose()
+            done = runner.step([(live[share.id], share.num_rows) for share in shares])
+            scheduler.advance(shares)
+            for outcome in done:
+                if outcome.result is not None or outcome.error is not None:
+                    scheduler.release(outcome.request_id)
+                    runner.release(live.pop(outcome.request_id))
+            yield from done
+    finally:
+        for running in live.values():
+            runner.release(running)
 
 
 def _scheduler(runner: Runner, prepared: Sequence[Prepared], max_step_rows: int) -> Scheduler:

@@ -16,7 +16,7 @@ from allrounder.engine.startup import find_router
 from allrounder.errors import InvalidField
 from allrounder.models.adapter import Adapter
 from allrounder.models.loading import load_adapter
-from allrounder.pruning import STRATEGIES, make_strategy
+from allrounder.pruning import known_strategies, make_strategy
 from allrounder.pruning.strategy import Context
 from allrounder.router.weights import LoadedRouter, load_router
 from allrounder.settings import EngineSettings
@@ -94,12 +94,12 @@ def level_of(strategy: str, infos: Iterable[StrategyInfo]) -> str:
 
 def check_knobs(strategy: str, options: Mapping[str, object]) -> None:
     """Raises InvalidField where a strategy of the registry has no such knob, or not so set."""
-    if all(part in STRATEGIES for part in strategy.split("+")):
+    if all(part in known_strategies() for part in strategy.split("+")):
         make_strategy(strategy, options)
 
 
 def _is_refused_without_router(name: str, geometry: ModelGeometry) -> bool:
-    kind = STRATEGIES.get(name)
+    kind = known_strategies().get(name)
     if kind is None:
         return False
     try:

@@ -1,15 +1,19 @@
 """Pruning strategies by name.
 
-To add a strategy: one file here with a frozen dataclass that derives from `Strategy`, one line in
+To add a strategy here: one file with a frozen dataclass that derives from `Strategy`, one line in
 `STRATEGIES`, and one row in `tests/cases.py` (it runs against every family: keeps order, respects
-the count, is the identity at budget 1, a batch of n equals n singles).
+the count, is the identity at budget 1, a batch of n equals n singles). One that lives elsewhere is
+registered by `register_strategy`, or found under the entry-point group `allrounder.strategies`.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -32,6 +36,8 @@ from allrounder.pruning.resize import Resize
 from allrounder.pruning.shortgpt import ShortGPT
 from allrounder.pruning.strategy import Strategy
 from allrounder.pruning.visionzip import VisionZip
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 STRATEGIES: dict[str, type[Strategy]] = {
     strategy.name: strategy
@@ -57,6 +63,48 @@ STRATEGIES: dict[str, type[Strategy]] = {
 }
 
 
+ENTRY_POINTS = "allrounder.strategies"
+
+
+def register_strategy(kind: type[Strategy]) -> type[Strategy]:
+    """Make a strategy known under its `name`; also a class decorator.
+
+    Raises:
+        ValueError: it is no frozen dataclass that derives from `Strategy`, its name is not a plain
+            one, or another strategy has that name.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, Strategy)):
+        raise ValueError(f"kind: expected a subclass of Strategy, got {kind!r}")
+    shown = kind.__qualname__
+    params = vars(kind).get("__dataclass_params__")
+    if params is None or not params.frozen:
+        raise ValueError(f"kind: {shown} must be a dataclass(frozen=True, kw_only=True)")
+    if "name" not in vars(kind) or not _NAME.fullmatch(kind.name):
+        raise ValueError(f"kind: {shown}.name must be lower-case letters, digits, - or _")
+    if STRATEGIES.setdefault(kind.name, kind) is not kind:
+        taken = STRATEGIES[kind.name]
+        raise ValueError(f"kind: the name {kind.name!r} is that of {taken.__qualname__}")
+    return kind
+
+
+def known_strategies() -> Mapping[str, type[Strategy]]:
+    """All strategies by name, those of installed packages included."""
+    _load_entry_points()
+    return STRATEGIES
+
+
+@cache
+def _load_entry_points() -> None:
+    """One that cannot be loaded is logged and left out: the others are none the worse for it."""
+    for entry in entry_points(group=ENTRY_POINTS):
+        try:
+            register_strategy(entry.load())
+        except Exception:
+            logging.getLogger(__name__).exception(
+                "the strategy %s = %s cannot be used", entry.name, entry.value
+            )
+
+
 def make_strategy(name: str, options: Mapping[str, Any] | None = None) -> Strategy:
     """A strategy, or `tokens+layers` composed of two, with its knobs set from `options`.
 
@@ -65,14 +113,15 @@ def make_strategy(name: str, options: Mapping[str, Any] | None = None) -> Strate
             prune what they should, or an unknown or wrong option.
     """
     names = name.split("+")
+    strategies = known_strategies()
     for part in names:
-        if part not in STRATEGIES:
-            known = ", ".join(sorted(STRATEGIES))
+        if part not in strategies:
+            known = ", ".join(sorted(strategies))
             raise InvalidField(
                 f"unknown strategy {part!r}; known: {known}, and tokens+layers", param=_FIELD
             )
     given = dict(options or {})
-    built = [_build(STRATEGIES[part], given) for part in names]
+    built = [_build(strategies[part], given) for part in names]
     if given:
         raise InvalidField(
             f"strategy {name!r} has no option {min(given)!r}", param=f"budget.options.{min(given)}"
@@ -83,7 +132,7 @@ def make_strategy(name: str, options: Mapping[str, Any] | None = None) -> Strate
 _FIELD = "budget.strategy"
 
 
-@lru_cache
+@cache
 def _validator(name: str) -> TypeAdapter[Strategy]:
     return TypeAdapter(STRATEGIES[name])
 
@@ -109,4 +158,4 @@ def _compose(name: str, built: list[Strategy]) -> Strategy:
     return Composed(left=built[0], right=built[1])
 
 
-__all__ = ["STRATEGIES", "Strategy", "make_strategy"]
+__all__ = ["STRATEGIES", "Strategy", "known_strategies", "make_strategy", "register_strategy"]

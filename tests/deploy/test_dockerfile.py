@@ -74,7 +74,8 @@ def test_the_context_holds_what_the_wheel_needs_and_nothing_else() -> None:
     ).stdout.splitlines()
     inside = {place.split("/")[0] for place in tracked if copied_files(place)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    packages = {name.split("/")[0] for name in (*wheel["packages"], *wheel["force-include"])}
     about = {project["project"]["readme"], *project["project"]["license-files"]}
     assert inside == {"pyproject.toml", "constraints.txt", *packages, *about}
 

@@ -28,7 +28,7 @@ from allrounder.engine.planning.views import with_images
 from allrounder.errors import RouterMismatch
 from allrounder.models.adapter import Adapter
 from allrounder.models.families.family import VisualTokens
-from allrounder.pruning import STRATEGIES, make_strategy
+from allrounder.pruning import known_strategies, make_strategy
 from allrounder.pruning.allocate import Allocation, Allocator, rescheduled, settle, trimmed
 from allrounder.pruning.compose import needs_router
 from allrounder.pruning.frontier import CalibratedFrontier, Frontier, PublishedFrontier
@@ -182,7 +182,7 @@ class Planner:
     def strategies(self) -> tuple[StrategyInfo, ...]:
         """Those this model can serve, with their knobs' defaults."""
         infos = []
-        for name, kind in STRATEGIES.items():
+        for name, kind in known_strategies().items():
             if kind.needs_router and self._router is None:
                 continue
             if name == "shortgpt" and self._context.block_influence is None:

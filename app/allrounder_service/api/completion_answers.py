@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from allrounder.answer import pruning_of, timing_of
 from allrounder.core import (
     ChatRequest,
     ChatResult,
@@ -24,7 +25,6 @@ from allrounder.errors import (
     InvalidParameter,
 )
 from allrounder_service.api import completion_wire as wire
-from allrounder_service.api.answers import pruning_of, timing_of
 
 LEAST_LOGPROB = -9999.0
 """What stands for a probability of zero, which JSON cannot say."""

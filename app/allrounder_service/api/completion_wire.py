@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from allrounder_service.api.wire import Pruning, TimingMs
+from allrounder.answer import Pruning, TimingMs
 
 
 class TopLogprob(BaseModel):
