@@ -12,7 +12,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message, Receive
 
-from allrounder.errors import BodyTooLarge, InvalidField, MalformedBody, UnsupportedBody
+from allrounder.errors import (
+    AllrounderError,
+    BodyTooLarge,
+    InvalidField,
+    MalformedBody,
+    UnsupportedBody,
+)
 
 IMAGE_FIELD = "image"
 TEXT_FIELDS = (IMAGE_FIELD, "question")
@@ -64,6 +70,8 @@ def parse_json(raw: bytes) -> dict[str, Any]:
         raise MalformedBody("the JSON body holds too many values")
     try:
         body = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+    except MalformedBody:
+        raise
     except (ValueError, RecursionError):
         raise MalformedBody("the body is not valid JSON") from None
     if not isinstance(body, dict):
@@ -105,6 +113,8 @@ async def _read_form(request: Request, max_bytes: int) -> Body:
             max_files=MAX_FORM_FILES, max_fields=MAX_FORM_FIELDS, max_part_size=max_bytes
         ) as form:
             return await _split_form(form)
+    except AllrounderError:
+        raise
     except (HTTPException, ValueError, LookupError):
         raise MalformedBody("the body is not valid multipart/form-data") from None
 
