@@ -32,9 +32,8 @@ from allrounder_service.api.transport import TransportLimits, protocol_with
 from allrounder_service.api.webapp import bare_app, own_version, wire, wrap
 from allrounder_service.jobs.execution import Answer, Answered
 from allrounder_service.jobs.runtime import JobsRuntime
-from allrounder_service.metrics.definitions import build_instruments
+from allrounder_service.metrics.definitions import build_instruments, render
 from allrounder_service.metrics.engine_metrics import EngineGauges, EngineMetrics, HttpMetrics
-from allrounder_service.metrics.exposition import render
 from allrounder_service.settings import Settings
 from allrounder_service.tracing.trace import Tracer, following
 from allrounder_service.tracing.traced_engine import TracedEngine, TracedObserver

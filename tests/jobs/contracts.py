@@ -6,10 +6,9 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from allrounder_service.jobs import redis_keys as keys
-from allrounder_service.jobs.records import BatchUsage, LineError
+from allrounder_service.jobs.queue import Admission, Tended
+from allrounder_service.jobs.records import BatchStatus, BatchUsage, JobState, LineError
 from allrounder_service.jobs.redis_keys import key
-from allrounder_service.jobs.states import BatchStatus, JobState
-from allrounder_service.jobs.transitions import Admission, Tended
 from tests.jobs.scenes import Scene, new_batch, refs, result
 
 Contract = Callable[[Scene], Awaitable[None]]

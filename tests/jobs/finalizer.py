@@ -19,7 +19,7 @@ from pathlib import Path
 from allrounder_service.jobs.blob_store import Store
 from allrounder_service.jobs.connection import connect
 from allrounder_service.jobs.facade import Jobs, JobsOptions
-from allrounder_service.jobs.transitions import QueueLimits
+from allrounder_service.jobs.queue import QueueLimits
 
 LEASE_MS = 100
 

@@ -20,10 +20,8 @@ from redis.exceptions import RedisError
 
 from allrounder_service.jobs.blob_store import Store
 from allrounder_service.jobs.invariants import find_violations
-from allrounder_service.jobs.queue import CHUNK_LINES, Queue
-from allrounder_service.jobs.records import LineRef
-from allrounder_service.jobs.states import JobState
-from allrounder_service.jobs.transitions import NewBatch, Tended
+from allrounder_service.jobs.queue import CHUNK_LINES, NewBatch, Queue, Tended
+from allrounder_service.jobs.records import JobState, LineRef
 
 WEEK_SECONDS = 7 * 24 * 3600
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from allrounder_service.jobs.states import NEXT_STATUS, BatchStatus
+from allrounder_service.jobs.records import NEXT_STATUS, BatchStatus
 
 WINDOW = 3
 NOW, LATER, LEASED = "now", "later", "leased"

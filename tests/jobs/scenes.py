@@ -11,11 +11,25 @@ from redis.asyncio import Redis
 
 from allrounder_service.jobs import redis_keys as keys
 from allrounder_service.jobs.invariants import find_violations
-from allrounder_service.jobs.queue import CHUNK_LINES, Queue
-from allrounder_service.jobs.records import BatchUsage, FileRecord, LineRef, LineResult
+from allrounder_service.jobs.queue import (
+    CHUNK_LINES,
+    Claim,
+    NewBatch,
+    NewFile,
+    Queue,
+    QueueLimits,
+    Tended,
+)
+from allrounder_service.jobs.records import (
+    ENDED_BATCHES,
+    BatchStatus,
+    BatchUsage,
+    FileRecord,
+    JobState,
+    LineRef,
+    LineResult,
+)
 from allrounder_service.jobs.redis_keys import key
-from allrounder_service.jobs.states import ENDED_BATCHES, BatchStatus, JobState
-from allrounder_service.jobs.transitions import Claim, NewBatch, NewFile, QueueLimits, Tended
 
 SHA = "a" * 64
 LONG_AGO_MS = 10_000_000

@@ -19,9 +19,8 @@ from allrounder_service.jobs.blob_store import Store
 from allrounder_service.jobs.connection import connect
 from allrounder_service.jobs.facade import Jobs, JobsOptions
 from allrounder_service.jobs.invariants import find_violations
-from allrounder_service.jobs.records import LineResult
+from allrounder_service.jobs.records import JobState, LineResult
 from allrounder_service.jobs.redis_keys import key
-from allrounder_service.jobs.states import JobState
 from allrounder_service.jobs.tasks import end
 from allrounder_service.main import create_app
 from allrounder_service.settings import Settings

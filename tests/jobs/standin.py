@@ -17,12 +17,11 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from allrounder_service.jobs.beat import Progress
 from allrounder_service.jobs.blob_store import Store
 from allrounder_service.jobs.connection import connect
 from allrounder_service.jobs.execution import Answered
-from allrounder_service.jobs.queue import Queue
-from allrounder_service.jobs.transitions import Beat, QueueLimits
+from allrounder_service.jobs.heartbeat import Progress
+from allrounder_service.jobs.queue import Beat, Queue, QueueLimits
 from allrounder_service.jobs.worker import Worker, look_ahead
 
 POISON = "poison"

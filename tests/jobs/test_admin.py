@@ -14,7 +14,7 @@ from allrounder_service.jobs import redis_keys as keys
 from allrounder_service.jobs.admin import Admin
 from allrounder_service.jobs.blob_store import Store
 from allrounder_service.jobs.connection import connect
-from allrounder_service.jobs.ids import new_batch_id
+from allrounder_service.jobs.records import new_batch_id
 from allrounder_service.jobs.redis_keys import key
 from allrounder_service.jobs.runtime import files_folder
 from allrounder_service.jobs.sweeper import Sweeper

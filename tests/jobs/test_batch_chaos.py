@@ -16,11 +16,10 @@ import pytest
 from allrounder_service.jobs.blob_store import Store
 from allrounder_service.jobs.connection import connect
 from allrounder_service.jobs.facade import BatchOrder, Jobs
-from allrounder_service.jobs.ids import derived_file_id
 from allrounder_service.jobs.invariants import find_violations
-from allrounder_service.jobs.pages import PageRequest
+from allrounder_service.jobs.records import NEXT_STATUS, BatchStatus, derived_file_id
 from allrounder_service.jobs.redis_keys import key
-from allrounder_service.jobs.states import NEXT_STATUS, BatchStatus
+from allrounder_service.jobs.redis_reads import PageRequest
 from tests.jobs import finalizer
 from tests.jobs.serving import ENDPOINT, FINAL, Executor, input_of, problem, serving
 

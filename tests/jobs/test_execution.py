@@ -8,9 +8,8 @@ import pytest
 
 from allrounder_service.jobs import execution
 from allrounder_service.jobs.execution import MAX_ATTEMPTS, MAX_READS, Answered, execute
-from allrounder_service.jobs.records import LineRef
-from allrounder_service.jobs.states import JobState
-from allrounder_service.jobs.transitions import Claim
+from allrounder_service.jobs.queue import Claim
+from allrounder_service.jobs.records import JobState, LineRef
 
 LINE = json.dumps({"url": "/v1/chat", "body": {"question": "?"}}).encode()
 

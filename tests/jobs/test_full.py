@@ -11,11 +11,9 @@ import pytest
 from allrounder.errors import QueueUnavailable
 from allrounder_service.jobs.blob_store import Store
 from allrounder_service.jobs.connection import connect, queue_errors
-from allrounder_service.jobs.ids import new_batch_id
 from allrounder_service.jobs.invariants import find_violations
-from allrounder_service.jobs.queue import Queue
-from allrounder_service.jobs.states import JobState
-from allrounder_service.jobs.transitions import Admission, NewBatch, QueueLimits
+from allrounder_service.jobs.queue import Admission, NewBatch, Queue, QueueLimits
+from allrounder_service.jobs.records import JobState, new_batch_id
 from tests.jobs.fleet import Fleet, check_all, load_batch, num_ended, questions, wait_until_ended
 from tests.jobs.servers import BINARIES, RunningServer, running_server
 

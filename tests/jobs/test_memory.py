@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 
 from allrounder_service.jobs.embedded.binary import CONFIG
-from allrounder_service.jobs.ids import new_batch_id
-from allrounder_service.jobs.records import LineRef, LineResult
+from allrounder_service.jobs.queue import QueueLimits
+from allrounder_service.jobs.records import JobState, LineRef, LineResult, new_batch_id
 from allrounder_service.jobs.runtime import jobs_options
-from allrounder_service.jobs.states import JobState
-from allrounder_service.jobs.transitions import QueueLimits
 from allrounder_service.settings import Settings
 from tests.jobs.scenes import SHA, Scene, connected
 from tests.jobs.servers import BINARIES, running_server

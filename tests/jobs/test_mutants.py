@@ -10,7 +10,7 @@ import pytest
 from hypothesis import Phase
 from redis.asyncio import Redis
 
-from allrounder_service.jobs.lua import load_sources
+from allrounder_service.jobs.queue import load_sources
 from tests.jobs.contracts import CONTRACTS, Contract
 from tests.jobs.scenes import Scene, connected
 from tests.jobs.servers import BINARIES, RunningServer, running_server

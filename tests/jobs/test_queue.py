@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from redis.exceptions import OutOfMemoryError
 
-from allrounder_service.jobs.lua import load_sources
-from allrounder_service.jobs.queue import CHUNK_LINES
+from allrounder_service.jobs.queue import CHUNK_LINES, load_sources
 from allrounder_service.jobs.redis_keys import key
 from tests.jobs.contracts import CONTRACTS
 from tests.jobs.scenes import Scene, connected, refs

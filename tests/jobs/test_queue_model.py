@@ -18,11 +18,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 from redis.asyncio import Redis
 
-from allrounder_service.jobs.records import LineError, LineResult
+from allrounder_service.jobs.queue import Tended
+from allrounder_service.jobs.records import JobState, LineError, LineResult
 from allrounder_service.jobs.redis_keys import key
-from allrounder_service.jobs.replies import read_ranks, scan_hashes
-from allrounder_service.jobs.states import JobState
-from allrounder_service.jobs.transitions import Tended
+from allrounder_service.jobs.redis_reads import read_ranks, scan_hashes
 from tests.jobs.model import LEASED, NOW, WINDOW, Model
 from tests.jobs.scenes import LONG_AGO_MS, Scene, connected, new_batch, refs, result
 from tests.jobs.servers import BINARIES, RunningServer, running_server

@@ -14,11 +14,10 @@ from allrounder_service.jobs.blob_store import Store
 from allrounder_service.jobs.connection import connect
 from allrounder_service.jobs.execution import Answered
 from allrounder_service.jobs.facade import BatchOrder, Jobs, JobsOptions
-from allrounder_service.jobs.queue import Queue
+from allrounder_service.jobs.queue import Queue, QueueLimits
+from allrounder_service.jobs.records import BatchStatus, JobState
 from allrounder_service.jobs.redis_keys import key
 from allrounder_service.jobs.runtime import JobsRuntime, files_folder
-from allrounder_service.jobs.states import BatchStatus, JobState
-from allrounder_service.jobs.transitions import QueueLimits
 from allrounder_service.metrics.definitions import build_instruments
 from allrounder_service.metrics.engine_metrics import EngineMetrics
 from allrounder_service.settings import Settings

@@ -12,10 +12,15 @@ import pytest
 from allrounder_service.jobs import redis_keys as keys
 from allrounder_service.jobs.blob_store import Store
 from allrounder_service.jobs.connection import connect
-from allrounder_service.jobs.file_records import Files, NewUpload
-from allrounder_service.jobs.ids import derived_file_id, derived_line_id, new_batch_id, new_file_id
-from allrounder_service.jobs.pages import PageRequest, UnknownCursor
+from allrounder_service.jobs.files import Files, NewUpload
+from allrounder_service.jobs.records import (
+    derived_file_id,
+    derived_line_id,
+    new_batch_id,
+    new_file_id,
+)
 from allrounder_service.jobs.redis_keys import key
+from allrounder_service.jobs.redis_reads import PageRequest, UnknownCursor
 from allrounder_service.jobs.sweeper import Sweeper
 
 OLD = 2 * keys.DRAFT_SECONDS

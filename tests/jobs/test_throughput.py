@@ -11,9 +11,8 @@ import pytest
 
 from allrounder_service.jobs.blob_store import Store
 from allrounder_service.jobs.connection import connect
-from allrounder_service.jobs.queue import Queue
-from allrounder_service.jobs.states import JobState
-from allrounder_service.jobs.transitions import QueueLimits
+from allrounder_service.jobs.queue import Queue, QueueLimits
+from allrounder_service.jobs.records import JobState
 from tests.jobs.fleet import Fleet, check_all, load_batch, num_ended, questions, wait_until_ended
 from tests.jobs.standin import StandInEngine
 

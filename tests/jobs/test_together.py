@@ -20,7 +20,7 @@ from allrounder_service.jobs.blob_store import Store
 from allrounder_service.jobs.connection import connect
 from allrounder_service.jobs.invariants import find_violations
 from allrounder_service.jobs.redis_keys import key
-from allrounder_service.jobs.replies import scan_hashes
+from allrounder_service.jobs.redis_reads import scan_hashes
 from allrounder_service.main import create_app
 from allrounder_service.settings import Settings
 from tests.api.calls import chat_body

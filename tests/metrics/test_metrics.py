@@ -22,11 +22,10 @@ from allrounder.errors import (
     StartupError,
 )
 from allrounder.images import decode_image
+from allrounder_service.jobs.queue import Census, LaneCount
 from allrounder_service.jobs.redis_keys import LANES
-from allrounder_service.jobs.transitions import Census, LaneCount
-from allrounder_service.metrics.definitions import build_instruments
+from allrounder_service.metrics.definitions import build_instruments, render
 from allrounder_service.metrics.engine_metrics import EngineGauges, EngineMetrics, HttpMetrics
-from allrounder_service.metrics.exposition import render
 from allrounder_service.metrics.queue_metrics import JobsGauges
 from tests.engine.driving import whole
 from tests.intake.pictures import red

@@ -61,11 +61,11 @@ def examine_queue(settings: Settings) -> Iterator[Check]:
     """The row of the server of batch jobs; without one chat still works, so that is a warning."""
     from allrounder.diagnostics import Check, Status
     from allrounder.errors import StartupError
-    from allrounder_service.jobs import diagnosis as queue_doctor
+    from allrounder_service.jobs import server as queue_server
     from allrounder_service.jobs.server import State
 
     try:
-        found = asyncio.run(queue_doctor.examine_queue(settings))
+        found = asyncio.run(queue_server.examine_queue(settings))
     except StartupError as err:
         yield Check(name="queue", status=Status.FAILED, detail=err.message)
         return

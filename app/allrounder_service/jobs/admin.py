@@ -9,22 +9,24 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from allrounder.errors import BatchEnded, NotFound
+from allrounder_service.jobs.batch_files import read_lines
 from allrounder_service.jobs.blob_store import Store
-from allrounder_service.jobs.codec import job_from_hash
 from allrounder_service.jobs.connection import connect, queue_errors
 from allrounder_service.jobs.embedded.folder import DataFolder
 from allrounder_service.jobs.facade import BatchOrder, Jobs
-from allrounder_service.jobs.file_records import Files
-from allrounder_service.jobs.ids import BATCH_ID
-from allrounder_service.jobs.input_lines import read_lines
+from allrounder_service.jobs.files import Files, Stored, storage_errors
 from allrounder_service.jobs.queue import CHUNK_LINES
-from allrounder_service.jobs.records import BatchRecord, JobRecord
+from allrounder_service.jobs.records import (
+    BATCH_ID,
+    ENDED_BATCHES,
+    BatchRecord,
+    JobRecord,
+    job_from_hash,
+)
 from allrounder_service.jobs.redis_keys import key
-from allrounder_service.jobs.replies import read_hashes, read_ranks, read_stream
+from allrounder_service.jobs.redis_reads import read_hashes, read_ranks, read_stream
 from allrounder_service.jobs.runtime import files_folder, jobs_options
-from allrounder_service.jobs.states import ENDED_BATCHES
 from allrounder_service.jobs.sweeper import Sweeper, Unneeded
-from allrounder_service.jobs.uploads import Stored, storage_errors
 from allrounder_service.settings import Settings
 
 RETRY_OF = "retry_of"

@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from allrounder_service.jobs.ids import derived_line_id
-from allrounder_service.jobs.records import LineRef, LineResult
-from allrounder_service.jobs.states import JobState
-from allrounder_service.jobs.transitions import Claim
+from allrounder_service.jobs.queue import Claim
+from allrounder_service.jobs.records import JobState, LineRef, LineResult, derived_line_id
 
 logger = logging.getLogger(__name__)
 

@@ -19,18 +19,21 @@ from allrounder.errors import (
     NotFound,
     QueueFull,
 )
+from allrounder_service.jobs.batch_controller import Steward
 from allrounder_service.jobs.blob_store import Store
 from allrounder_service.jobs.connection import queue_errors
-from allrounder_service.jobs.file_records import Files, NewUpload
-from allrounder_service.jobs.ids import BATCH_ID, FILE_ID, new_batch_id
-from allrounder_service.jobs.pages import Page, PageRequest, UnknownCursor
-from allrounder_service.jobs.queue import Queue
-from allrounder_service.jobs.records import BatchRecord, FileRecord
-from allrounder_service.jobs.states import BatchStatus
-from allrounder_service.jobs.steward import Steward
+from allrounder_service.jobs.files import Files, NewUpload, Stored, Upload
+from allrounder_service.jobs.queue import Admission, NewBatch, Queue, QueueLimits
+from allrounder_service.jobs.records import (
+    BATCH_ID,
+    FILE_ID,
+    BatchRecord,
+    BatchStatus,
+    FileRecord,
+    new_batch_id,
+)
+from allrounder_service.jobs.redis_reads import Page, PageRequest, UnknownCursor
 from allrounder_service.jobs.sweeper import Sweeper
-from allrounder_service.jobs.transitions import Admission, NewBatch, QueueLimits
-from allrounder_service.jobs.uploads import Stored, Upload
 
 MAX_FILENAME_CHARS = 255
 # Lines leave the queue at the speed of the model; asking every second would change nothing.

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from redis.asyncio import Redis
 
 from allrounder_service.jobs import redis_keys as keys
+from allrounder_service.jobs.records import ENDED, ENDED_BATCHES, BatchStatus, JobState
 from allrounder_service.jobs.redis_keys import key
-from allrounder_service.jobs.replies import (
+from allrounder_service.jobs.redis_reads import (
     read_hash,
     read_list,
     read_pending,
@@ -18,7 +19,6 @@ from allrounder_service.jobs.replies import (
     read_stream,
     scan_hashes,
 )
-from allrounder_service.jobs.states import ENDED, ENDED_BATCHES, BatchStatus, JobState
 
 
 @dataclass(kw_only=True)

@@ -11,15 +11,14 @@ from redis.exceptions import RedisError
 
 from allrounder.engine.protocols import EngineFacade, EngineState
 from allrounder.errors import QueueNotConfigured, QueueUnavailable
-from allrounder_service.jobs.beat import Progress
 from allrounder_service.jobs.blob_store import Store
 from allrounder_service.jobs.connection import connect
 from allrounder_service.jobs.execution import Answer
 from allrounder_service.jobs.facade import Jobs, JobsOptions
-from allrounder_service.jobs.queue import Queue
+from allrounder_service.jobs.heartbeat import Progress
+from allrounder_service.jobs.queue import Queue, QueueLimits
 from allrounder_service.jobs.server import QueueServer
 from allrounder_service.jobs.tasks import end, persist
-from allrounder_service.jobs.transitions import QueueLimits
 from allrounder_service.jobs.worker import Worker, look_ahead
 from allrounder_service.metrics.queue_metrics import JobsGauges
 from allrounder_service.settings import Settings

@@ -22,9 +22,9 @@ from redis.asyncio import Redis
 
 from allrounder_service.jobs import redis_keys as keys
 from allrounder_service.jobs.blob_store import Store
-from allrounder_service.jobs.ids import BATCH_ID, SHA256
+from allrounder_service.jobs.records import BATCH_ID, SHA256
 from allrounder_service.jobs.redis_keys import key
-from allrounder_service.jobs.replies import read_existing, read_fields
+from allrounder_service.jobs.redis_reads import read_existing, read_fields
 
 logger = logging.getLogger(__name__)
 

@@ -17,11 +17,10 @@ from functools import partial
 
 from redis.exceptions import RedisError
 
-from allrounder_service.jobs.beat import Heart, Leases, Progress
 from allrounder_service.jobs.execution import Answer, Outcome, Volume, execute, outcome_of
-from allrounder_service.jobs.queue import Queue
+from allrounder_service.jobs.heartbeat import Heart, Leases, Progress
+from allrounder_service.jobs.queue import Beat, Claim, Queue
 from allrounder_service.jobs.redis_keys import BEAT_SECONDS
-from allrounder_service.jobs.transitions import Beat, Claim
 
 logger = logging.getLogger(__name__)
 

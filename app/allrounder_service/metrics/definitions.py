@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client.exposition import choose_encoder
 
 from allrounder.core import FinishReason, Stage
 
@@ -123,6 +124,12 @@ def build_instruments() -> Instruments:
         traffic=_traffic(_Factory(registry=registry)),
         compute=_compute(_Factory(registry=registry)),
     )
+
+
+def render(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    """The metrics as text in the format that `accept` asks for -> body, content type."""
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type
 
 
 @dataclass(frozen=True, kw_only=True)

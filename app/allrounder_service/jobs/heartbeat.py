@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from redis.exceptions import RedisError
 
-from allrounder_service.jobs.transitions import Beat
+from allrounder_service.jobs.queue import Beat
 
 logger = logging.getLogger(__name__)
 

@@ -17,16 +17,13 @@ from typing import BinaryIO
 
 from redis.exceptions import RedisError
 
-from allrounder_service.jobs import input_lines as lines
+from allrounder_service.jobs import batch_files as lines
+from allrounder_service.jobs.batch_files import OutputWriter, find_faults, read_lines, take
 from allrounder_service.jobs.blob_store import Store
-from allrounder_service.jobs.file_records import Files
-from allrounder_service.jobs.input_lines import find_faults, read_lines, take
-from allrounder_service.jobs.outputs import OutputWriter
-from allrounder_service.jobs.queue import CHUNK_LINES, Queue
-from allrounder_service.jobs.records import BatchRecord, LineError, LineRef
-from allrounder_service.jobs.states import BatchStatus
+from allrounder_service.jobs.files import Files
+from allrounder_service.jobs.queue import CHUNK_LINES, Queue, Tended
+from allrounder_service.jobs.records import BatchRecord, BatchStatus, LineError, LineRef
 from allrounder_service.jobs.sweeper import Sweeper
-from allrounder_service.jobs.transitions import Tended
 
 logger = logging.getLogger(__name__)
 
