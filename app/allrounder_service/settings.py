@@ -1,6 +1,6 @@
 """Every setting of the service: environment `ALLROUNDER_<NAME>`, or `--<name>` of `serve`.
 
-Built once in main, frozen, passed down. A field's description is its only documentation.
+Built once in main, frozen, passed down. The description of a field is its only documentation.
 """
 
 from __future__ import annotations
@@ -237,12 +237,12 @@ def _is_redis_url(value: str) -> bool:
         where = url.path if url.scheme == "unix" else url.hostname
         return url.scheme in _REDIS_SCHEMES and bool(where) and url.port != 0
     except ValueError:
-        # Of a port that is none; its text would show what may be half a password.
+        # An invalid port; the text of the error may contain a part of the password.
         return False
 
 
 def _is_plain_http_url(value: str) -> bool:
-    """Credentials belong into OTEL_EXPORTER_OTLP_HEADERS, which is never logged."""
+    """Without credentials: those belong in OTEL_EXPORTER_OTLP_HEADERS, which is never logged."""
     try:
         url = urlsplit(value)
         is_plain = not (url.username or url.password or url.query or url.fragment)

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from allrounder_service.jobs import redis_keys as keys
-from allrounder_service.jobs.queue import Admission, Tended
-from allrounder_service.jobs.records import BatchStatus, BatchUsage, JobState, LineError
+from allrounder_service.jobs.queue import Admission, BatchLease
+from allrounder_service.jobs.records import BatchStatus, JobState, LineError, TokenUsage
 from allrounder_service.jobs.redis_keys import key
 from tests.jobs.scenes import Scene, new_batch, refs, result
 
@@ -54,8 +54,8 @@ async def work_older_than_the_consumer_groups_is_found(scene: Scene) -> None:
 
 @contract
 async def a_batch_runs_from_the_door_to_its_files(scene: Scene) -> None:
-    tended = await scene.submit("b", 70)
-    assert await scene.queue.leave(tended)
+    lease = await scene.submit("b", 70)
+    assert await scene.queue.hand_back(lease)
     for lines in (30, 40):
         claimed = await scene.claim("w", lines)
         assert len(claimed) == lines
@@ -63,16 +63,16 @@ async def a_batch_runs_from_the_door_to_its_files(scene: Scene) -> None:
             assert await scene.end(each)
     assert await scene.counts("b") == (0, 70, 0)
     assert await scene.status("b") is BatchStatus.FINALIZING
-    tended = await scene.tend("b")
-    assert await scene.finish(tended)
+    lease = await scene.lease_batch("b")
+    assert await scene.finish(lease)
     record = await scene.queue.batch("b")
     assert record is not None
     assert record.status is BatchStatus.COMPLETED
     assert record.output_file_id == "file-of-b"
-    assert record.usage == BatchUsage(prompt_tokens=3, completion_tokens=2)
-    assert await scene.queue.sweep(tended, 0) == 1
+    assert record.usage == TokenUsage(prompt_tokens=3, completion_tokens=2)
+    assert await scene.queue.sweep(lease, 0) == 1
     await scene.set_field("b", forget_ms=1)
-    assert await scene.queue.forget(tended)
+    assert await scene.queue.forget(lease)
     assert await scene.queue.batch("b") is None
 
 
@@ -95,20 +95,20 @@ async def every_transition_of_a_batch_may_be_repeated(scene: Scene) -> None:
     before = await scene.dump()
     assert await queue.create(new) == (Admission.SAME, "b")
     assert await scene.dump() == before
-    tended = await scene.tend("b")
-    await check_repeat(scene, lambda: queue.begin(tended))
-    await check_repeat(scene, lambda: queue.submit(tended, 0, refs(0, 2)))
-    await check_repeat(scene, lambda: queue.submit(tended, 2, refs(2, 3)))
-    await check_repeat(scene, lambda: queue.keep(tended))
+    lease = await scene.lease_batch("b")
+    await check_repeat(scene, lambda: queue.begin(lease))
+    await check_repeat(scene, lambda: queue.submit(lease, 0, refs(0, 2)))
+    await check_repeat(scene, lambda: queue.submit(lease, 2, refs(2, 3)))
+    await check_repeat(scene, lambda: queue.renew_batch(lease))
     for each in await scene.claim("w", 3):
         await check_repeat(scene, partial(scene.end, each))
-    await check_repeat(scene, lambda: scene.finish(tended))
-    await check_repeat(scene, lambda: queue.sweep(tended, 0))
-    await check_repeat(scene, lambda: queue.leave(tended))
+    await check_repeat(scene, lambda: scene.finish(lease))
+    await check_repeat(scene, lambda: queue.sweep(lease, 0))
+    await check_repeat(scene, lambda: queue.hand_back(lease))
     await scene.set_field("b", forget_ms=1)
-    assert await queue.forget(tended)
+    assert await queue.forget(lease)
     before = await scene.dump()
-    await queue.forget(tended)
+    await queue.forget(lease)
     assert await scene.dump() == before
 
 
@@ -121,7 +121,7 @@ async def every_transition_of_a_line_may_be_repeated(scene: Scene) -> None:
     await check_repeat(scene, lambda: scene.end(two, "bad", JobState.FAILED))
     await check_repeat(scene, lambda: queue.release(others[0].job, others[0].fence))
     leases = {each.job: each.fence for each in others[1:]}
-    await check_repeat(scene, lambda: queue.beat("w", leases))
+    await check_repeat(scene, lambda: queue.heartbeat("w", leases))
     assert await scene.crash("w") == 2
     before = await scene.dump()
     assert await queue.reap() == 0
@@ -133,10 +133,10 @@ async def every_transition_of_a_line_may_be_repeated(scene: Scene) -> None:
 @contract
 async def calling_off_may_be_repeated(scene: Scene) -> None:
     queue = scene.queue
-    tended = await scene.submit("b", 3)
+    lease = await scene.submit("b", 3)
     await scene.claim("w")
     await check_repeat(scene, lambda: queue.cancel("b", "t"))
-    await check_repeat(scene, lambda: queue.withdraw(tended, 0))
+    await check_repeat(scene, lambda: queue.withdraw(lease, 0))
     late = await scene.submit("c", 3)
     await scene.claim("w")
     await scene.set_field("c", expires_ms=1)
@@ -147,13 +147,13 @@ async def calling_off_may_be_repeated(scene: Scene) -> None:
 @contract
 async def a_refused_batch_fails_once(scene: Scene) -> None:
     await scene.create("b", 5)
-    tended = await scene.tend("b")
+    lease = await scene.lease_batch("b")
     errors = [LineError(code="invalid_json", message="not JSON", line=2)]
-    await check_repeat(scene, lambda: scene.queue.begin(tended, errors))
+    await check_repeat(scene, lambda: scene.queue.begin(lease, errors))
     record = await scene.queue.batch("b")
     assert record is not None
     assert (record.status, record.errors) == (BatchStatus.FAILED, tuple(errors))
-    assert not await scene.queue.begin(tended)
+    assert not await scene.queue.begin(lease)
     assert (await scene.queue.census()).lines == 0
 
 
@@ -161,10 +161,10 @@ async def a_refused_batch_fails_once(scene: Scene) -> None:
 async def a_steward_with_a_wrong_fence_changes_nothing(scene: Scene) -> None:
     queue = scene.queue
     await scene.create("new", 3)
-    old = await scene.tend("new")
-    fresh = await scene.tend("new")
+    old = await scene.lease_batch("new")
+    fresh = await scene.lease_batch("new")
     assert fresh.fence > old.fence
-    for wrong in (old, Tended(batch="new", fence=fresh.fence + 1)):
+    for wrong in (old, BatchLease(batch="new", fence=fresh.fence + 1)):
         await check_refused(scene, partial(queue.begin, wrong))
         await check_refused(scene, partial(queue.begin, wrong, [LineError(code="c", message="m")]))
     assert await queue.begin(fresh)
@@ -174,14 +174,14 @@ async def a_steward_with_a_wrong_fence_changes_nothing(scene: Scene) -> None:
     await scene.end(await scene.claim_one())
     while await scene.claim("w", 10):
         pass
-    for tended in (fresh, late, done):
-        wrong = Tended(batch=tended.batch, fence=tended.fence - 1)
+    for lease in (fresh, late, done):
+        wrong = BatchLease(batch=lease.batch, fence=lease.fence - 1)
         await check_refused(scene, partial(queue.submit, wrong, 0, refs(0, 1)))
-        await check_refused(scene, partial(queue.keep, wrong))
-        await check_refused(scene, partial(queue.leave, wrong))
+        await check_refused(scene, partial(queue.renew_batch, wrong))
+        await check_refused(scene, partial(queue.hand_back, wrong))
         await check_refused(scene, partial(queue.expire, wrong))
         await check_refused(scene, partial(queue.withdraw, wrong, 0))
-        await check_refused(scene, partial(queue.finalize, wrong, [], BatchUsage()))
+        await check_refused(scene, partial(queue.finalize, wrong, [], TokenUsage()))
         await check_refused(scene, partial(queue.sweep, wrong, 0))
         await check_refused(scene, partial(queue.forget, wrong))
 
@@ -191,16 +191,16 @@ async def a_stale_steward_cannot_withdraw_sweep_finalize_or_forget(scene: Scene)
     queue = scene.queue
     old = await scene.submit("b", 3)
     await queue.cancel("b", "t")
-    tended = await scene.tend("b")
+    lease = await scene.lease_batch("b")
     await check_refused(scene, lambda: queue.withdraw(old, 0))
-    await scene.withdraw_all(tended)
+    await scene.withdraw_all(lease)
     await check_refused(scene, lambda: scene.finish(old))
-    assert await scene.finish(tended)
+    assert await scene.finish(lease)
     await check_refused(scene, lambda: queue.sweep(old, 0))
-    assert await queue.sweep(tended, 0) == 1
+    assert await queue.sweep(lease, 0) == 1
     await scene.set_field("b", forget_ms=1)
     await check_refused(scene, lambda: queue.forget(old))
-    assert await queue.forget(tended)
+    assert await queue.forget(lease)
 
 
 @contract
@@ -237,9 +237,9 @@ async def a_beat_renews_a_lease_and_names_what_was_lost(scene: Scene) -> None:
     await scene.submit("b", 3)
     mine, theirs, _ = await scene.claim("w", 3)
     await scene.lapse("w")
-    assert (await queue.beat("w", {mine.job: mine.fence})).lost == frozenset()
+    assert (await queue.heartbeat("w", {mine.job: mine.fence})).lost == frozenset()
     assert await queue.reap() == 2
-    answer = await queue.beat("w", {mine.job: mine.fence, theirs.job: theirs.fence})
+    answer = await queue.heartbeat("w", {mine.job: mine.fence, theirs.job: theirs.fence})
     assert answer.lost == {theirs.job}
 
 
@@ -250,7 +250,7 @@ async def a_frozen_worker_that_wakes_does_not_take_its_line_back(scene: Scene) -
     await scene.crash("frozen")
     fresh = await scene.claim_one("w")
     await scene.lapse("w")
-    assert (await scene.queue.beat("frozen", {old.job: old.fence})).lost == {old.job}
+    assert (await scene.queue.heartbeat("frozen", {old.job: old.fence})).lost == {old.job}
     assert await scene.queue.reap() == 1, "the old worker's beat kept the new one's lease alive"
     assert not await scene.end(fresh)
 
@@ -269,12 +269,12 @@ async def what_a_dead_worker_held_is_done_by_another(scene: Scene) -> None:
 @contract
 async def ended_lines_never_change(scene: Scene) -> None:
     queue = scene.queue
-    tended = await scene.submit("b", 4)
+    lease = await scene.submit("b", 4)
     done, failed, stopped, _ = claimed = await scene.claim("w", 4)
     assert await scene.end(done)
     assert await scene.end(failed, "bad", JobState.FAILED)
     await queue.cancel("b", "t")
-    await queue.withdraw(tended, 0)
+    await queue.withdraw(lease, 0)
     assert await scene.end(stopped, state=JobState.CANCELLED)
     await scene.crash("w")
     states = [await scene.state(each.job) for each in claimed]
@@ -284,11 +284,11 @@ async def ended_lines_never_change(scene: Scene) -> None:
         assert not await scene.end(each, "another")
         assert not await scene.end(each, "another", JobState.FAILED)
         assert not await queue.release(each.job, each.fence)
-        assert (await queue.beat("w", {each.job: each.fence})).lost == {each.job}
+        assert (await queue.heartbeat("w", {each.job: each.fence})).lost == {each.job}
     await scene.crash("w")
-    tended = await scene.tend("b")
-    await queue.withdraw(tended, 0)
-    assert not await queue.submit(tended, 0, refs(0, 4))
+    lease = await scene.lease_batch("b")
+    await queue.withdraw(lease, 0)
+    assert not await queue.submit(lease, 0, refs(0, 4))
     assert await scene.claim("w", 4) == []
     after = await scene.dump()
     for store in (before, after):
@@ -315,7 +315,7 @@ async def a_tenant_waits_behind_one_window_of_another(scene: Scene) -> None:
 @contract
 async def a_window_is_filled_again_by_every_way_out(scene: Scene) -> None:
     scene.limit(window=2)
-    tended = await scene.submit("b", 12)
+    lease = await scene.submit("b", 12)
 
     async def lane() -> int:
         return int(await scene.client.xlen(key("lane", "batch")))
@@ -331,7 +331,7 @@ async def a_window_is_filled_again_by_every_way_out(scene: Scene) -> None:
     await scene.submit("c", 2)
     assert await scene.client.hgetall(key("window")) == {"t": "2"}
     await scene.queue.cancel("b", "t")
-    await scene.withdraw_all(tended)
+    await scene.withdraw_all(lease)
     assert await scene.crash("w") == 3
     assert await scene.client.hgetall(key("window")) == {"t": "2"}
     assert [each.job for each in await scene.claim("w", 5)] == ["c/0", "c/1"]
@@ -374,7 +374,7 @@ async def after_an_outage_nobody_is_dead_for_a_lease(scene: Scene) -> None:
     await scene.client.set(key("reaped"), 1)
     assert await scene.crash("w") == 0
     assert 0 < await scene.client.pttl(key("grace")) <= keys.LEASE_MS
-    beat = await scene.queue.beat("w", {each.job: each.fence for each in held})
+    beat = await scene.queue.heartbeat("w", {each.job: each.fence for each in held})
     assert not beat.lost
     await scene.client.delete(key("grace"))
     assert await scene.queue.reap() == 0
@@ -480,9 +480,9 @@ async def the_turn_at_suspects_ends_with_its_worker(scene: Scene) -> None:
     left = await scene.client.pttl(key("solo"))
     assert 0 < left <= scene.queue.limits.solo_ms
     await scene.client.pexpire(key("solo"), 1_000)
-    await scene.queue.beat("other", {})
+    await scene.queue.heartbeat("other", {})
     assert await scene.client.pttl(key("solo")) <= 1_000
-    await scene.queue.beat("w", {})
+    await scene.queue.heartbeat("w", {})
     assert await scene.client.pttl(key("solo")) > 1_000
     await scene.client.pexpire(key("solo"), 1_000)
     await scene.claim("w", 1, running=3)
@@ -514,13 +514,13 @@ async def a_worker_that_wants_nothing_gets_nothing_and_waits_for_nothing(scene: 
 
 @contract
 async def a_turn_that_nobody_needs_any_more_ends(scene: Scene) -> None:
-    tended = await scene.submit("b")
+    lease = await scene.submit("b")
     await make_suspects(scene, 1)
     await scene.submit("c", 3)
     assert await scene.claim("w", 3, running=2) == []
     await scene.queue.cancel("b", "t")
-    await scene.withdraw_all(await scene.tend("b"))
-    assert tended.batch == "b"
+    await scene.withdraw_all(await scene.lease_batch("b"))
+    assert lease.batch == "b"
     assert len(await scene.claim("w", 3, running=2)) == 3
     assert await scene.client.get(key("solo")) is None
 
@@ -580,78 +580,78 @@ async def lines_called_off_end_wherever_they_are(scene: Scene) -> None:
     for ending in ("cancelled", "expired"):
         batch = f"b-{ending}"
         await scene.create(batch, 20)
-        tended = await scene.tend(batch)
-        await scene.queue.begin(tended)
-        await scene.queue.submit(tended, 0, refs(0, 12))
+        lease = await scene.lease_batch(batch)
+        await scene.queue.begin(lease)
+        await scene.queue.submit(lease, 0, refs(0, 12))
         ended, stops, released, lost = await scene.claim("w", 4)
         await scene.end(ended)
         if ending == "cancelled":
             assert await scene.queue.cancel(batch, "t") is BatchStatus.CANCELLING
         else:
             await scene.set_field(batch, expires_ms=1)
-            assert await scene.queue.expire(tended)
+            assert await scene.queue.expire(lease)
             assert await scene.queue.cancel(batch, "t") is BatchStatus.IN_PROGRESS
-        tended = await scene.tend(batch)
-        assert not await scene.queue.submit(tended, 12, refs(12, 20))
+        lease = await scene.lease_batch(batch)
+        assert not await scene.queue.submit(lease, 12, refs(12, 20))
         assert await scene.counts(batch) == (11, 1, 8)
-        await scene.withdraw_all(tended)
+        await scene.withdraw_all(lease)
         assert await scene.counts(batch) == (3, 1, 16)
         assert await scene.violations() == []
         claimed = (stops, released, lost)
-        beat = await scene.queue.beat("w", {each.job: each.fence for each in claimed})
+        beat = await scene.queue.heartbeat("w", {each.job: each.fence for each in claimed})
         assert beat.stop == {each.job for each in claimed}
         assert await scene.end(stops, state=JobState.CANCELLED)
         assert await scene.queue.release(released.job, released.fence)
         assert await scene.crash("w") == 1
         assert {await scene.state(each.job) for each in claimed} == {ending}
         assert await scene.counts(batch) == (0, 1, 19)
-        assert await scene.finish(tended)
+        assert await scene.finish(lease)
         assert await scene.status(batch) == ending
     assert (await scene.queue.census()).lines == 0
 
 
 @contract
 async def a_line_that_finishes_after_all_counts_as_done(scene: Scene) -> None:
-    tended = await scene.submit("b")
+    lease = await scene.submit("b")
     claimed = await scene.claim_one()
     await scene.queue.cancel("b", "t")
-    tended = await scene.tend("b")
-    await scene.withdraw_all(tended)
-    await check_refused(scene, lambda: scene.finish(tended))
+    lease = await scene.lease_batch("b")
+    await scene.withdraw_all(lease)
+    await check_refused(scene, lambda: scene.finish(lease))
     assert await scene.end(claimed)
     assert await scene.counts("b") == (0, 1, 0)
-    assert await scene.finish(tended)
+    assert await scene.finish(lease)
     assert await scene.status("b") is BatchStatus.CANCELLED
 
 
-async def bring_to(scene: Scene, status: str) -> Tended:
+async def bring_to(scene: Scene, status: str) -> BatchLease:
     """A batch of three lines in this status, one of them submitted if that is possible."""
     await scene.create("b", 3)
-    tended = await scene.tend("b")
+    lease = await scene.lease_batch("b")
     if status == "validating":
-        return tended
+        return lease
     if status == "failed":
-        await scene.queue.begin(tended, [LineError(code="c", message="m")])
-        return tended
-    await scene.queue.begin(tended)
+        await scene.queue.begin(lease, [LineError(code="c", message="m")])
+        return lease
+    await scene.queue.begin(lease)
     if status == "in_progress":
-        await scene.queue.submit(tended, 0, refs(0, 1))
-        return tended
-    await scene.queue.submit(tended, 0, refs(0, 3))
+        await scene.queue.submit(lease, 0, refs(0, 1))
+        return lease
+    await scene.queue.submit(lease, 0, refs(0, 3))
     if status in ("cancelling", "cancelled"):
         await scene.queue.cancel("b", "t")
     if status == "expired":
         await scene.set_field("b", expires_ms=1)
-        await scene.queue.expire(tended)
+        await scene.queue.expire(lease)
         await scene.set_field("b", expires_ms=2**52)
     if status in ("cancelled", "expired"):
-        await scene.withdraw_all(tended)
+        await scene.withdraw_all(lease)
     if status in ("finalizing", "completed"):
         for each in await scene.claim("w", 3):
             await scene.end(each)
     if status in ("cancelled", "expired", "completed"):
-        await scene.finish(tended)
-    return tended
+        await scene.finish(lease)
+    return lease
 
 
 @contract
@@ -678,11 +678,11 @@ async def expiring_works_before_the_end_and_changes_nothing_after(scene: Scene) 
     for status in BatchStatus:
         await scene.client.flushall()
         await scene.prepare()
-        tended = await bring_to(scene, status)
-        await check_refused(scene, partial(scene.queue.expire, tended))
+        lease = await bring_to(scene, status)
+        await check_refused(scene, partial(scene.queue.expire, lease))
         await scene.set_field("b", expires_ms=1)
         before = await scene.dump()
-        answer = await scene.queue.expire(tended)
+        answer = await scene.queue.expire(lease)
         if status in (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS):
             assert answer
             record = await scene.queue.batch("b")
@@ -697,28 +697,28 @@ async def expiring_works_before_the_end_and_changes_nothing_after(scene: Scene) 
 async def a_batch_that_was_never_begun_ends_when_called_off(scene: Scene) -> None:
     await scene.create("c", 4)
     assert await scene.queue.cancel("c", "t") is BatchStatus.CANCELLING
-    tended = await scene.tend("c")
-    assert not await scene.queue.begin(tended)
-    assert await scene.finish(tended)
+    lease = await scene.lease_batch("c")
+    assert not await scene.queue.begin(lease)
+    assert await scene.finish(lease)
     assert await scene.status("c") is BatchStatus.CANCELLED
     await scene.create("e", 4)
-    tended = await scene.tend("e")
+    lease = await scene.lease_batch("e")
     await scene.set_field("e", expires_ms=1)
-    assert await scene.queue.expire(tended)
-    assert await scene.finish(tended)
+    assert await scene.queue.expire(lease)
+    assert await scene.finish(lease)
     assert await scene.status("e") is BatchStatus.EXPIRED
     assert await scene.counts("e") == (0, 0, 4)
 
 
 @contract
 async def a_batch_ends_only_when_its_last_line_has(scene: Scene) -> None:
-    tended = await scene.submit("b", 2)
+    lease = await scene.submit("b", 2)
     one, two = await scene.claim("w", 2)
     await scene.end(one)
-    await check_refused(scene, lambda: scene.finish(tended))
-    await check_refused(scene, lambda: scene.queue.sweep(tended, 0))
+    await check_refused(scene, lambda: scene.finish(lease))
+    await check_refused(scene, lambda: scene.queue.sweep(lease, 0))
     await scene.end(two)
-    assert await scene.finish(tended)
+    assert await scene.finish(lease)
 
 
 @contract
@@ -731,16 +731,16 @@ async def an_empty_batch_ends_too(scene: Scene) -> None:
 @contract
 async def lines_come_in_order_once_and_no_more_than_were_admitted(scene: Scene) -> None:
     await scene.create("b", 10)
-    tended = await scene.tend("b")
-    await check_refused(scene, lambda: scene.queue.submit(tended, 0, refs(0, 1)))
-    await scene.queue.begin(tended)
-    assert await scene.queue.submit(tended, 0, refs(0, 5))
-    await check_refused(scene, lambda: scene.queue.submit(tended, 6, refs(6, 8)))
-    await check_refused(scene, lambda: scene.queue.submit(tended, 5, refs(5, 11)))
+    lease = await scene.lease_batch("b")
+    await check_refused(scene, lambda: scene.queue.submit(lease, 0, refs(0, 1)))
+    await scene.queue.begin(lease)
+    assert await scene.queue.submit(lease, 0, refs(0, 5))
+    await check_refused(scene, lambda: scene.queue.submit(lease, 6, refs(6, 8)))
+    await check_refused(scene, lambda: scene.queue.submit(lease, 5, refs(5, 11)))
     first = (await scene.claim("w", 2))[0]
     await scene.end(first)
-    assert await scene.queue.submit(tended, 0, refs(0, 7)), "an overlap with what is there"
-    assert await scene.queue.submit(tended, 7, refs(7, 10))
+    assert await scene.queue.submit(lease, 0, refs(0, 7)), "an overlap with what is there"
+    assert await scene.queue.submit(lease, 7, refs(7, 10))
     assert numbers(await scene.claim("w", 20)) == list(range(2, 10))
 
 
@@ -748,33 +748,33 @@ async def lines_come_in_order_once_and_no_more_than_were_admitted(scene: Scene) 
 async def a_steward_is_found_for_every_batch_that_needs_one(scene: Scene) -> None:
     queue = scene.queue
     await scene.create("b", 2)
-    tended: Tended | None = await queue.tend()
-    assert tended == Tended(batch="b", fence=1)
-    assert await queue.tend() is None, "two stewards at once"
-    await scene.client.zadd(key("care"), {"b": 0})
-    tended = await queue.tend()
-    assert tended == Tended(batch="b", fence=2), "the steward died"
-    assert await queue.leave(tended)
-    tended = await queue.tend()
-    assert tended is not None, "it is still validating"
-    await queue.begin(tended)
-    await queue.submit(tended, 0, refs(0, 2))
-    await queue.leave(tended)
-    assert await queue.tend() is None, "nothing to do until its lines have ended"
+    lease: BatchLease | None = await queue.lease_batch()
+    assert lease == BatchLease(batch="b", fence=1)
+    assert await queue.lease_batch() is None, "two stewards at once"
+    await scene.client.zadd(key(keys.DUE), {"b": 0})
+    lease = await queue.lease_batch()
+    assert lease == BatchLease(batch="b", fence=2), "the steward died"
+    assert await queue.hand_back(lease)
+    lease = await queue.lease_batch()
+    assert lease is not None, "it is still validating"
+    await queue.begin(lease)
+    await queue.submit(lease, 0, refs(0, 2))
+    await queue.hand_back(lease)
+    assert await queue.lease_batch() is None, "nothing to do until its lines have ended"
     one, two = await scene.claim("w", 2)
     await scene.end(one)
-    assert await queue.tend() is None
+    assert await queue.lease_batch() is None
     await scene.end(two)
-    tended = await queue.tend()
-    assert tended is not None, "all its lines have ended"
-    await scene.finish(tended)
-    await queue.leave(tended)
-    tended = await queue.tend()
-    assert tended is not None, "its jobs are not swept"
-    await queue.sweep(tended, 0)
-    await queue.leave(tended)
-    assert await queue.tend() is None
-    score = await scene.client.zscore(key("care"), "b")
+    lease = await queue.lease_batch()
+    assert lease is not None, "all its lines have ended"
+    await scene.finish(lease)
+    await queue.hand_back(lease)
+    lease = await queue.lease_batch()
+    assert lease is not None, "its jobs are not swept"
+    await queue.sweep(lease, 0)
+    await queue.hand_back(lease)
+    assert await queue.lease_batch() is None
+    score = await scene.client.zscore(key(keys.DUE), "b")
     record = await queue.batch("b")
     assert record is not None
     assert score == record.forget_ms
@@ -783,21 +783,21 @@ async def a_steward_is_found_for_every_batch_that_needs_one(scene: Scene) -> Non
 @contract
 async def a_cancelled_batch_finds_its_steward_at_once_and_then_again(scene: Scene) -> None:
     queue = scene.queue
-    tended: Tended | None = await scene.submit("b", 1)
-    assert tended is not None
-    await queue.leave(tended)
+    lease: BatchLease | None = await scene.submit("b", 1)
+    assert lease is not None
+    await queue.hand_back(lease)
     claimed = await scene.claim_one()
     await queue.cancel("b", "t")
-    tended = await queue.tend()
-    assert tended is not None
-    await scene.withdraw_all(tended)
-    await queue.leave(tended, poll_seconds=0)
-    tended = await queue.tend()
-    assert tended is not None, "a line still runs: look again"
-    await queue.leave(tended, poll_seconds=60)
-    assert await queue.tend() is None
+    lease = await queue.lease_batch()
+    assert lease is not None
+    await scene.withdraw_all(lease)
+    await queue.hand_back(lease, poll_seconds=0)
+    lease = await queue.lease_batch()
+    assert lease is not None, "a line still runs: look again"
+    await queue.hand_back(lease, poll_seconds=60)
+    assert await queue.lease_batch() is None
     await scene.end(claimed, state=JobState.CANCELLED)
-    assert await queue.tend() is not None
+    assert await queue.lease_batch() is not None
 
 
 @contract
@@ -823,17 +823,17 @@ async def lines_that_ended_take_room_until_their_batch_is_cleaned_up(scene: Scen
     scene.limit(max_lines=30)
     for batch, lines in (("b", 5), ("refused", 5), ("waits", 20)):
         await scene.create(batch, lines)
-    refused = await scene.tend("refused")
+    refused = await scene.lease_batch("refused")
     await scene.queue.begin(refused, [LineError(code="c", message="m")])
-    tended = await scene.tend("b")
-    await scene.queue.begin(tended)
-    await scene.queue.submit(tended, 0, refs(0, 5))
+    lease = await scene.lease_batch("b")
+    await scene.queue.begin(lease)
+    await scene.queue.submit(lease, 0, refs(0, 5))
     for claimed in await scene.claim("w", 5):
         await scene.end(claimed)
-    await scene.finish(tended)
+    await scene.finish(lease)
     assert (await scene.queue.census()).lines == 20
     assert await scene.queue.create(new_batch("c")) == (Admission.FULL, "30")
-    for done in (tended, refused):
+    for done in (lease, refused):
         for _ in range(2):
             assert await scene.queue.sweep(done, 0) == 1
     await scene.create("c", 10)
@@ -843,16 +843,16 @@ async def lines_that_ended_take_room_until_their_batch_is_cleaned_up(scene: Scen
 @contract
 async def only_a_batch_that_has_ended_is_purged(scene: Scene) -> None:
     queue = scene.queue
-    tended = await scene.submit("b")
+    lease = await scene.submit("b")
     await check_refused(scene, lambda: queue.purge("b"))
     await scene.end(await scene.claim_one())
     await check_refused(scene, lambda: queue.purge("b"))
-    await scene.finish(tended)
-    await queue.sweep(tended, 0)
-    await queue.leave(tended)
-    assert await queue.tend() is None
+    await scene.finish(lease)
+    await queue.sweep(lease, 0)
+    await queue.hand_back(lease)
+    assert await queue.lease_batch() is None
     await check_repeat(scene, lambda: queue.purge("b"))
-    found = await queue.tend()
+    found = await queue.lease_batch()
     assert found is not None
     assert await queue.forget(found)
     await check_refused(scene, lambda: queue.purge("b"))
@@ -865,14 +865,14 @@ async def an_idempotency_key_is_free_again_when_its_batch_is_forgotten(scene: Sc
     for id, digest in (("b", "d"), ("again", "d"), ("other", "e")):
         await scene.submit(id, idempotency_key="k", digest=digest)
         await scene.end(await scene.claim_one())
-        tended = await scene.tend(id)
-        await scene.finish(tended)
-        await queue.sweep(tended, 0)
+        lease = await scene.lease_batch(id)
+        await scene.finish(lease)
+        await queue.sweep(lease, 0)
         assert await queue.purge(id)
-        assert await queue.made_by("t", "k") == (id, digest)
+        assert await queue.find_by_idempotency_key("t", "k") == (id, digest)
         answer = await queue.create(new_batch("later", idempotency_key="k", digest="x"))
         assert answer == (Admission.CONFLICT, id)
-        assert await queue.forget(tended)
+        assert await queue.forget(lease)
 
 
 @contract
@@ -913,7 +913,7 @@ async def the_census_counts_what_there_is(scene: Scene) -> None:
     await scene.claim("dead", 2)
     await scene.crash("dead")
     await scene.claim("w", 1)
-    await scene.queue.beat("v", {})
+    await scene.queue.heartbeat("v", {})
     census = await scene.queue.census()
     lanes = {name: (each.waiting, each.running) for name, each in census.lanes.items()}
     assert lanes == {"suspect": (0, 0), "retry": (1, 1), "batch": (4, 0)}
@@ -946,9 +946,9 @@ async def a_consumer_is_removed_only_when_it_holds_nothing(scene: Scene) -> None
 async def scripts_that_redis_forgot_are_sent_again(scene: Scene) -> None:
     await scene.create("b")
     await scene.client.script_flush()
-    tended = await scene.tend("b")
+    lease = await scene.lease_batch("b")
     await scene.client.script_flush()
-    assert await scene.queue.begin(tended)
+    assert await scene.queue.begin(lease)
 
 
 @contract

@@ -16,7 +16,7 @@ import signal
 import sys
 from pathlib import Path
 
-from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.blob_store import BlobStore
 from allrounder_service.jobs.connection import connect
 from allrounder_service.jobs.facade import Jobs, JobsOptions
 from allrounder_service.jobs.queue import QueueLimits
@@ -31,9 +31,9 @@ def options():
 async def tend(url, folder):
     """Until nothing is left to do, or longer: the parent decides."""
     client = connect(url)
-    jobs = Jobs(client, Store(folder), options())
+    jobs = Jobs(client, BlobStore(folder), options())
     while True:
-        if not await jobs.steward.step():
+        if not await jobs.controller.step():
             names = [name async for name in client.scan_iter(match="vq:{v}:batch:*")]
             if {await client.hget(name, "swept") for name in names} == {"1"}:
                 return

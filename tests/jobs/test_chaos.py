@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.blob_store import BlobStore
 from allrounder_service.jobs.connection import REPLY_SECONDS, connect
 from allrounder_service.jobs.queue import Queue, QueueLimits
 from allrounder_service.jobs.records import JobState
@@ -51,8 +51,8 @@ async def queue(own_server: RunningServer) -> AsyncIterator[Queue]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "data")
+def store(tmp_path: Path) -> BlobStore:
+    return BlobStore(tmp_path / "data")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from allrounder.errors import QueueUnavailable
-from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.blob_store import BlobStore
 from allrounder_service.jobs.connection import connect, queue_errors
 from allrounder_service.jobs.invariants import find_violations
 from allrounder_service.jobs.queue import Admission, NewBatch, Queue, QueueLimits
@@ -50,7 +50,7 @@ async def queue(small_server: RunningServer) -> AsyncIterator[Queue]:
 async def test_r7_without_memory_new_batches_are_refused_and_running_lines_end(
     queue, small_server, tmp_path
 ):
-    store, asked = Store(tmp_path / "data"), questions(100)
+    store, asked = BlobStore(tmp_path / "data"), questions(100)
     batch = await load_batch(queue, store, asked)
     accepted, refusal = await _create_until_refused(queue)
     assert refusal.status == 503
@@ -72,7 +72,7 @@ async def test_r7_without_memory_new_batches_are_refused_and_running_lines_end(
 async def test_r8_without_disk_new_batches_are_refused_and_accepted_ones_survive(
     queue, small_server, tmp_path
 ):
-    store, asked = Store(tmp_path / "data"), questions(60)
+    store, asked = BlobStore(tmp_path / "data"), questions(60)
     batch = await load_batch(queue, store, asked)
     written = sum(each.stat().st_size for each in small_server.folder.rglob("*.aof"))
     # A limit on the size of a file fails the write as a full disk does, and needs no mount.

@@ -44,13 +44,13 @@ MUTANTS: dict[str, Mutant] = {
         noticed_by="every_transition_of_a_line_may_be_repeated",
     ),
     "beat: takes lines back": Mutant(
-        script="beat",
+        script="heartbeat",
         old="if j[1] == 'running' and j[2] == ARGV[i + 1] then",
         new="if j[1] == 'running' then",
         noticed_by="a_frozen_worker_that_wakes_does_not_take_its_line_back",
     ),
     "beat: renews nothing": Mutant(
-        script="beat",
+        script="heartbeat",
         old="'g', worker, 0, j[4], 'JUSTID')",
         new="'g', worker, 0, j[4], 'IDLE', 10000000, 'JUSTID')",
         noticed_by="a_beat_renews_a_lease_and_names_what_was_lost",
@@ -58,7 +58,7 @@ MUTANTS: dict[str, Mutant] = {
     "claim: acknowledged before the result": Mutant(
         script="claim",
         old="attempts, alone and 1 or 0}",
-        new="attempts, alone and 1 or 0} take_out(lane, sid)",
+        new="attempts, alone and 1 or 0} remove_entry(lane, sid)",
         noticed_by="what_a_dead_worker_held_is_done_by_another",
     ),
     "claim: the old fence again": Mutant(
@@ -114,7 +114,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "claim: what runs keeps its place in the window": Mutant(
         script="claim",
-        old="leave_window(j[3])\n          if not",
+        old="shrink_window(j[3])\n          if not",
         new="if not",
         noticed_by="what_runs_takes_no_room_from_what_waits",
     ),
@@ -162,19 +162,19 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "publish: the last line wakes nobody": Mutant(
         script="done",
-        old="if redis.call('HINCRBY', batch, 'remaining', -1) == 0 then settle(j[4]) end",
+        old="if redis.call('HINCRBY', batch, 'remaining', -1) == 0 then lines_ended(j[4]) end",
         new="redis.call('HINCRBY', batch, 'remaining', -1)",
         noticed_by="a_batch_runs_from_the_door_to_its_files",
     ),
     "settle: the steward is not called": Mutant(
         script="done",
-        old="redis.call('ZADD', P .. 'care', now(), batch)",
+        old="redis.call('ZADD', DUE, now(), batch)",
         new="",
         noticed_by="a_steward_is_found_for_every_batch_that_needs_one",
     ),
     "publish: depth is not given back": Mutant(
         script="done",
-        old="  count_down(j[3], 1)\n",
+        old="  reduce_depth(j[3], 1)\n",
         new="",
         noticed_by="admission_ends_at_the_limits_and_begins_again_below",
     ),
@@ -263,7 +263,7 @@ MUTANTS: dict[str, Mutant] = {
         noticed_by="a_line_that_finishes_after_all_counts_as_done",
     ),
     "tend: the steward before is not fenced off": Mutant(
-        script="tend",
+        script="lease_batch",
         old="'fence', 1)",
         new="'fence', 0)",
         noticed_by="a_steward_with_a_wrong_fence_changes_nothing",
@@ -341,7 +341,7 @@ MUTANTS: dict[str, Mutant] = {
         noticed_by="one_idempotency_key_makes_one_batch",
     ),
     "keep: any steward": Mutant(
-        script="keep",
+        script="renew_batch",
         old="~= ARGV[2] then return 0 end",
         new="== '' then return 0 end",
         noticed_by="a_steward_with_a_wrong_fence_changes_nothing",

@@ -18,7 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 from redis.asyncio import Redis
 
-from allrounder_service.jobs.queue import Tended
+from allrounder_service.jobs import redis_keys as keys
+from allrounder_service.jobs.queue import BatchLease
 from allrounder_service.jobs.records import JobState, LineError, LineResult
 from allrounder_service.jobs.redis_keys import key
 from allrounder_service.jobs.redis_reads import read_ranks, scan_hashes
@@ -47,7 +48,7 @@ class QueueMachine(RuleBasedStateMachine):
         # What each living worker believes to hold, and every execution that was ever given out.
         self.leases: dict[str, dict[str, int]] = {name: {} for name in WORKERS}
         self.given: list[tuple[str, int]] = []
-        self.stewards: list[Tended] = []
+        self.batch_leases: list[BatchLease] = []
         self.num_batches = 0
         # Key, tenant and batch of the order before.
         self.latest: tuple[str, str, str] | None = None
@@ -77,41 +78,41 @@ class QueueMachine(RuleBasedStateMachine):
             self.model.create(id, tenant, lines)
 
     @rule(answered=mostly)
-    def tend(self, answered) -> None:
+    def lease_batch(self, answered) -> None:
         due = self.model.due()
-        tended = self.run(self.queue.tend())
-        assert (tended is not None) == bool(due)
-        if tended is not None:
-            assert tended.batch in due
-            assert tended.fence == self.model.tend(tended.batch)
+        lease = self.run(self.queue.lease_batch())
+        assert (lease is not None) == bool(due)
+        if lease is not None:
+            assert lease.batch in due
+            assert lease.fence == self.model.lease_batch(lease.batch)
             if answered:
-                self.stewards.append(tended)
+                self.batch_leases.append(lease)
 
-    @precondition(lambda self: self.stewards)
+    @precondition(lambda self: self.batch_leases)
     @rule(which=indexes, good=mostly)
     def begin(self, which, good) -> None:
-        tended = self.steward(which)
+        lease = self.batch_lease(which)
         errors = () if good else (LineError(code="c", message="m", line=1),)
-        found = self.run(self.queue.begin(tended, errors))
-        assert found == self.model.begin(tended.batch, tended.fence, good=good)
+        found = self.run(self.queue.begin(lease, errors))
+        assert found == self.model.begin(lease.batch, lease.fence, good=good)
 
-    @precondition(lambda self: self.stewards)
+    @precondition(lambda self: self.batch_leases)
     @rule(which=indexes, back=st.integers(-1, 2), count=st.integers(1, 7), whole=mostly)
     def submit(self, which, back, count, whole) -> None:
-        tended = self.steward(which)
-        batch = self.model.batches.get(tended.batch)
+        lease = self.batch_lease(which)
+        batch = self.model.batches.get(lease.batch)
         known = batch.submitted if batch else 0
         first = max(0, known - back)
         count = max(1, batch.total - first) if batch and whole else count
-        found = self.run(self.queue.submit(tended, first, refs(first, first + count)))
-        assert found == self.model.submit(tended.batch, tended.fence, first, count)
+        found = self.run(self.queue.submit(lease, first, refs(first, first + count)))
+        assert found == self.model.submit(lease.batch, lease.fence, first, count)
 
     @rule()
     def serve(self) -> None:
         """All that a steward does for the batch that needs it most."""
-        known = len(self.stewards)
-        self.tend(answered=True)
-        if len(self.stewards) > known:
+        known = len(self.batch_leases)
+        self.lease_batch(answered=True)
+        if len(self.batch_leases) > known:
             self.begin(LATEST, good=True)
             self.expire(LATEST)
             self.submit(LATEST, back=0, count=1, whole=True)
@@ -119,7 +120,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.finalize(LATEST)
             self.sweep(LATEST)
             self.forget(LATEST)
-            self.leave(LATEST)
+            self.hand_back(LATEST)
 
     @initialize(sizes=st.lists(st.integers(1, 7), min_size=2, max_size=3))
     def begin_with_work(self, sizes) -> None:
@@ -158,12 +159,12 @@ class QueueMachine(RuleBasedStateMachine):
         assert "suspect" not in lanes or len(held) == 1, "a suspect line has company"
 
     @rule(worker=st.sampled_from(WORKERS), late=st.booleans())
-    def beat(self, worker, late) -> None:
+    def heartbeat(self, worker, late) -> None:
         held = self.leases[worker]
         if late:
             self.lose_a_worker(worker, noticed=False, dies=False)
-        answer = self.run(self.queue.beat(worker, held))
-        assert (set(answer.lost), set(answer.stop)) == self.model.beat(held)
+        answer = self.run(self.queue.heartbeat(worker, held))
+        assert (set(answer.lost), set(answer.stop)) == self.model.heartbeat(held)
         for id in answer.lost:
             del held[id]
         if late:
@@ -178,8 +179,8 @@ class QueueMachine(RuleBasedStateMachine):
         self.lose_a_worker(frozen, noticed=True, dies=True)
         self.claim(other, want, answered=True)
         for id, fence in held:
-            beaten = self.run(self.queue.beat(frozen, {id: fence}))
-            assert (set(beaten.lost), set(beaten.stop)) == self.model.beat({id: fence})
+            beaten = self.run(self.queue.heartbeat(frozen, {id: fence}))
+            assert (set(beaten.lost), set(beaten.stop)) == self.model.heartbeat({id: fence})
             self.publish(id, fence, state, result(f"{id}#{fence}"))
 
     @precondition(lambda self: any(self.leases.values()))
@@ -203,11 +204,11 @@ class QueueMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.given)
     @rule(which=indexes)
-    def beat_by_a_ghost(self, which) -> None:
+    def heartbeat_by_a_ghost(self, which) -> None:
         id, fence = self.ghost(which)
         line = self.model.lines[id]
-        answer = self.run(self.queue.beat(line.owner or "ghost", {id: fence}))
-        assert (set(answer.lost), set(answer.stop)) == self.model.beat({id: fence})
+        answer = self.run(self.queue.heartbeat(line.owner or "ghost", {id: fence}))
+        assert (set(answer.lost), set(answer.stop)) == self.model.heartbeat({id: fence})
 
     @precondition(lambda self: self.given)
     @rule(which=indexes, failed=st.booleans())
@@ -250,40 +251,40 @@ class QueueMachine(RuleBasedStateMachine):
         id = self.batch(which)
         assert self.run(self.queue.cancel(id, tenant)) == self.model.cancel(id, tenant)
 
-    @precondition(lambda self: self.stewards)
+    @precondition(lambda self: self.batch_leases)
     @rule(which=indexes)
     def expire(self, which) -> None:
-        tended = self.steward(which)
-        found = self.run(self.queue.expire(tended))
-        assert found == self.model.expire(tended.batch, tended.fence)
+        lease = self.batch_lease(which)
+        found = self.run(self.queue.expire(lease))
+        assert found == self.model.expire(lease.batch, lease.fence)
 
-    @precondition(lambda self: self.stewards)
+    @precondition(lambda self: self.batch_leases)
     @rule(which=indexes)
     def withdraw(self, which) -> None:
-        tended = self.steward(which)
-        found = self.run(self.queue.withdraw(tended, 0))
-        assert found == self.model.withdraw(tended.batch, tended.fence)
+        lease = self.batch_lease(which)
+        found = self.run(self.queue.withdraw(lease, 0))
+        assert found == self.model.withdraw(lease.batch, lease.fence)
 
-    @precondition(lambda self: self.stewards)
+    @precondition(lambda self: self.batch_leases)
     @rule(which=indexes)
     def finalize(self, which) -> None:
-        tended = self.steward(which)
-        found = self.run(self.scene.finish(tended))
-        assert found == self.model.finalize(tended.batch, tended.fence)
+        lease = self.batch_lease(which)
+        found = self.run(self.scene.finish(lease))
+        assert found == self.model.finalize(lease.batch, lease.fence)
 
-    @precondition(lambda self: self.stewards)
+    @precondition(lambda self: self.batch_leases)
     @rule(which=indexes)
     def sweep(self, which) -> None:
-        tended = self.steward(which)
-        found = self.run(self.queue.sweep(tended, 0))
-        assert found == self.model.sweep(tended.batch, tended.fence)
+        lease = self.batch_lease(which)
+        found = self.run(self.queue.sweep(lease, 0))
+        assert found == self.model.sweep(lease.batch, lease.fence)
 
-    @precondition(lambda self: self.stewards)
+    @precondition(lambda self: self.batch_leases)
     @rule(which=indexes)
     def forget(self, which) -> None:
-        tended = self.steward(which)
-        found = self.run(self.queue.forget(tended))
-        assert found == self.model.forget(tended.batch, tended.fence)
+        lease = self.batch_lease(which)
+        found = self.run(self.queue.forget(lease))
+        assert found == self.model.forget(lease.batch, lease.fence)
 
     @precondition(lambda self: self.model.batches)
     @rule(which=indexes)
@@ -291,27 +292,27 @@ class QueueMachine(RuleBasedStateMachine):
         id = self.batch(which)
         assert self.run(self.queue.purge(id)) == self.model.purge(id)
 
-    @precondition(lambda self: self.stewards)
+    @precondition(lambda self: self.batch_leases)
     @rule(which=indexes)
-    def leave(self, which) -> None:
-        tended = self.steward(which)
-        found = self.run(self.queue.leave(tended, poll_seconds=0))
-        assert found == self.model.leave(tended.batch, tended.fence)
+    def hand_back(self, which) -> None:
+        lease = self.batch_lease(which)
+        found = self.run(self.queue.hand_back(lease, poll_seconds=0))
+        assert found == self.model.hand_back(lease.batch, lease.fence)
 
-    @precondition(lambda self: self.stewards)
+    @precondition(lambda self: self.batch_leases)
     @rule(which=indexes)
-    def keep(self, which) -> None:
-        tended = self.steward(which)
-        found = self.run(self.queue.keep(tended))
-        assert found == self.model.keep(tended.batch, tended.fence)
+    def renew_batch(self, which) -> None:
+        lease = self.batch_lease(which)
+        found = self.run(self.queue.renew_batch(lease))
+        assert found == self.model.renew_batch(lease.batch, lease.fence)
 
     @precondition(lambda self: self.model.batches)
     @rule(which=indexes)
-    def lose_a_steward(self, which) -> None:
+    def let_a_batch_lease_run_out(self, which) -> None:
         batch = self.model.batches[self.batch(which)]
-        if batch.care == LEASED:
-            self.run(self.scene.client.zadd(key("care"), {batch.id: 0}))
-            batch.care = NOW
+        if batch.due == LEASED:
+            self.run(self.scene.client.zadd(key(keys.DUE), {batch.id: 0}))
+            batch.due = NOW
 
     @precondition(lambda self: self.model.batches)
     @rule(which=indexes)
@@ -323,9 +324,9 @@ class QueueMachine(RuleBasedStateMachine):
         else:
             self.run(self.scene.set_field(batch.id, expires_ms=1))
             batch.is_over = True
-        if batch.care != LEASED:
-            self.run(self.scene.client.zadd(key("care"), {batch.id: 0}))
-            batch.care = NOW
+        if batch.due != LEASED:
+            self.run(self.scene.client.zadd(key(keys.DUE), {batch.id: 0}))
+            batch.due = NOW
 
     @invariant()
     def redis_holds_what_the_model_says(self) -> None:
@@ -381,8 +382,8 @@ class QueueMachine(RuleBasedStateMachine):
         client = self.scene.client
         async with asyncio.timeout(60):
             await client.delete(key("solo"))
-            for id in await read_ranks(client, key("care")):
-                await client.zadd(key("care"), {id: 0})
+            for id in await read_ranks(client, key(keys.DUE)):
+                await client.zadd(key(keys.DUE), {id: 0})
                 if self.model.batches[id].may_be_forgotten:
                     await self.scene.set_field(id, forget_ms=2**52)
             await self.scene.run_dry()
@@ -393,8 +394,8 @@ class QueueMachine(RuleBasedStateMachine):
             client, key("job", "")
         )
 
-    def steward(self, which: int) -> Tended:
-        return self.stewards[-1 - which % len(self.stewards)]
+    def batch_lease(self, which: int) -> BatchLease:
+        return self.batch_leases[-1 - which % len(self.batch_leases)]
 
     def batch(self, which: int) -> str:
         return list(self.model.batches)[which % len(self.model.batches)]

@@ -10,9 +10,9 @@ import pytest
 
 from allrounder.engine.engine import Engine
 from allrounder.engine.fake import FakeRunner
-from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.blob_store import BlobStore
 from allrounder_service.jobs.connection import connect
-from allrounder_service.jobs.execution import Answered
+from allrounder_service.jobs.execution import LineResponse
 from allrounder_service.jobs.facade import BatchOrder, Jobs, JobsOptions
 from allrounder_service.jobs.queue import Queue, QueueLimits
 from allrounder_service.jobs.records import BatchStatus, JobState
@@ -38,7 +38,7 @@ def settings(redis_url, tmp_path):
 
 
 async def answer(url, body, *, tenant, id, job):
-    return Answered(status=200, body={"echo": dict(body)})
+    return LineResponse(status=200, body={"echo": dict(body)})
 
 
 @asynccontextmanager
@@ -104,7 +104,7 @@ async def test_a_worker_that_fails_is_followed_by_another_that_does_its_lines(se
     client = connect(settings.redis_url.get_secret_value())
     queue, asked = Queue(client, limits), questions(4)
     await queue.prepare()
-    batch = await load_batch(queue, Store(files_folder(settings)), asked)
+    batch = await load_batch(queue, BlobStore(files_folder(settings)), asked)
     damaged, intact = f"{batch}/2", await client.hget(key("job", f"{batch}/2"), "ref")
     await client.hset(key("job", damaged), "ref", "{}")
     async with running(settings):
@@ -123,7 +123,7 @@ async def test_no_worker_follows_one_that_failed_once_the_process_is_about_to_en
     client = connect(settings.redis_url.get_secret_value())
     queue = Queue(client, QueueLimits())
     await queue.prepare()
-    batch = await load_batch(queue, Store(files_folder(settings)), questions(1))
+    batch = await load_batch(queue, BlobStore(files_folder(settings)), questions(1))
     await client.hset(key("job", f"{batch}/0"), "ref", "{}")
     async with running(settings) as runtime:
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -139,7 +139,7 @@ async def test_stewards_without_workers_go_on_after_the_server_was_emptied(any_r
     """`serve --no-batch-worker`: nobody else makes the lanes again."""
     client = connect(any_redis_url)
     limits = QueueLimits(lease_ms=300)
-    jobs = Jobs(client, Store(tmp_path), JobsOptions(poll_seconds=0.05, queue=limits))
+    jobs = Jobs(client, BlobStore(tmp_path), JobsOptions(poll_seconds=0.05, queue=limits))
     await jobs.start()
     try:
         await until_status(jobs, await order_batch(jobs), BatchStatus.IN_PROGRESS)

@@ -16,7 +16,7 @@ import pytest
 
 from allrounder.engine.engine import Engine
 from allrounder.engine.fake import FakeRunner
-from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.blob_store import BlobStore
 from allrounder_service.jobs.connection import connect
 from allrounder_service.jobs.invariants import find_violations
 from allrounder_service.jobs.redis_keys import key
@@ -158,7 +158,7 @@ async def test_a_volume_that_is_away_for_a_while_costs_no_line(redis_url, tmp_pa
     async with running(redis_url, tmp_path, runner, max_running=2) as app:
         batch = await app.submit([ANSWER] * 12)
         await app.until(batch, lambda each: each["request_counts"]["completed"] >= 1)
-        there = Store(tmp_path / "files").blobs
+        there = BlobStore(tmp_path / "files").blobs
         away = there.rename(tmp_path / "away")
         client = connect(redis_url)
         given_back = 0

@@ -62,7 +62,7 @@ def examine_queue(settings: Settings) -> Iterator[Check]:
     from allrounder.diagnostics import Check, Status
     from allrounder.errors import StartupError
     from allrounder_service.jobs import server as queue_server
-    from allrounder_service.jobs.server import State
+    from allrounder_service.jobs.server import ServerState
 
     try:
         found = asyncio.run(queue_server.examine_queue(settings))
@@ -78,7 +78,7 @@ def examine_queue(settings: Settings) -> Iterator[Check]:
         status = Status.WARNING if found.facts.warnings else Status.OK
     else:
         detail += f": {found.reason}"
-        status = Status.WARNING if found.state is State.NOT_CONFIGURED else Status.FAILED
+        status = Status.WARNING if found.state is ServerState.NOT_CONFIGURED else Status.FAILED
     yield Check(name="queue", status=status, detail=detail, facts=facts)
 
 

@@ -1,9 +1,9 @@
-"""The JSONL files of a batch: its input is checked line by line, its output and error file written.
+"""The JSONL files of a batch: reading and checking the input, writing output and error file.
 
-Structure is checked here and any fault fails the whole batch, as with OpenAI. The fields of a
-`body` are not: a wrong one is that line's own answer in the error file. Blank lines do not count.
+The structure of every line is checked and any fault fails the whole batch, as with OpenAI. The
+fields of a `body` are not: a wrong one fails that line alone. Blank lines do not count.
 The bytes of the output files follow from the input and the results alone, and their ids from the
-batch's, so writing them again after a crash changes nothing.
+batch's, so writing them again after a crash is idempotent.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
-from allrounder_service.jobs.blob_store import Draft, Store
+from allrounder_service.jobs.blob_store import BlobStore, Draft
 from allrounder_service.jobs.queue import LineEnd, NewFile
 from allrounder_service.jobs.records import (
     BatchRecord,
-    BatchUsage,
     FileRecord,
     JobState,
     LineError,
+    TokenUsage,
     derived_file_id,
     derived_line_id,
 )
@@ -72,7 +72,7 @@ class LineFault(Exception):
 
 
 class LineCounter:
-    """Counts the lines of a file that comes in pieces, as `read_lines` will find them."""
+    """Counts the lines of a file that arrives in pieces, as `read_lines` will find them."""
 
     def __init__(self) -> None:
         self.num_lines = 0
@@ -88,7 +88,7 @@ class LineCounter:
         self._extend(rest)
 
     def close(self) -> None:
-        """The line at hand has ended."""
+        """The current line has ended."""
         self.num_lines += not self._is_blank
         self._length, self._is_blank = 0, True
 
@@ -109,7 +109,7 @@ def read_lines(file: BinaryIO) -> Iterator[RawLine]:
 
 
 def take(items: Iterator[T], limit: int, *, seconds: float = 1.0) -> list[T]:
-    """The next few items; fewer than `limit` when they take long, none only at the end."""
+    """The next items: at most `limit`, fewer after `seconds`, none only at the end."""
     until, taken = time.monotonic() + seconds, []
     for item in items:
         taken.append(item)
@@ -119,7 +119,7 @@ def take(items: Iterator[T], limit: int, *, seconds: float = 1.0) -> list[T]:
 
 
 def find_faults(lines: Iterable[RawLine], endpoint: str) -> Iterator[LineError | None]:
-    """For each line what is wrong with it, or None."""
+    """The error of each line, or None."""
     seen: dict[str, int] = {}
     for line in lines:
         try:
@@ -174,9 +174,9 @@ def parse_line(text: bytes) -> dict[str, Any]:
 
 
 class OutputWriter:
-    """One attempt of one steward. Ends with `commit` or `discard`. Every method blocks."""
+    """One attempt under one lease. Ends with `commit` or `discard`. Every method blocks."""
 
-    def __init__(self, store: Store, batch: BatchRecord, *, fence: int) -> None:
+    def __init__(self, store: BlobStore, batch: BatchRecord, *, fence: int) -> None:
         self._store = store
         self._batch = batch
         self._fence = fence
@@ -187,8 +187,8 @@ class OutputWriter:
         store.discard_drafts(batch.id)
 
     @property
-    def usage(self) -> BatchUsage:
-        return BatchUsage(prompt_tokens=self._tokens[0], completion_tokens=self._tokens[1])
+    def usage(self) -> TokenUsage:
+        return TokenUsage(prompt_tokens=self._tokens[0], completion_tokens=self._tokens[1])
 
     def write(self, custom_ids: Sequence[str], ends: Sequence[LineEnd]) -> None:
         """The next lines of the input and how they ended."""
@@ -208,16 +208,16 @@ class OutputWriter:
             self._tokens[1] += end.result.completion_tokens
 
     def commit(self) -> list[NewFile]:
-        """Files that now lie on the volume; one without a line is not made."""
+        """Files whose bytes are now on the volume; one without lines is not created."""
         return [self._commit(role, draft) for role, draft in self._drafts.items()]
 
     def discard(self) -> None:
-        """Nothing happens after a commit."""
+        """Has no effect after a commit."""
         for draft in self._drafts.values():
             draft.discard()
 
     def _response(self, end: LineEnd) -> tuple[dict[str, Any] | None, str]:
-        """The stored response, or why there is none."""
+        """The stored response, or None and the error code."""
         match end.state:
             case JobState.DONE | JobState.FAILED if end.result.sha256:
                 try:

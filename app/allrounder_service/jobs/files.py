@@ -16,8 +16,9 @@ from typing import Literal
 from redis.asyncio import Redis
 
 from allrounder.errors import BodyTooLarge, InvalidParameter, StorageUnavailable
+from allrounder_service.jobs import redis_keys as keys
 from allrounder_service.jobs.batch_files import MAX_LINE_BYTES, LineCounter
-from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.blob_store import BlobStore
 from allrounder_service.jobs.queue import load_sources
 from allrounder_service.jobs.records import FileRecord, file_from_hash, new_file_id
 from allrounder_service.jobs.redis_keys import key
@@ -44,8 +45,8 @@ def storage_errors() -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stored:
-    """Bytes on the volume."""
+class StoredUpload:
+    """An upload whose bytes are on the volume."""
 
     sha256: str
     bytes: int
@@ -58,7 +59,7 @@ class Upload:
     Raises: StorageUnavailable, besides what each method says.
     """
 
-    def __init__(self, store: Store, *, max_bytes: int, max_lines: int) -> None:
+    def __init__(self, store: BlobStore, *, max_bytes: int, max_lines: int) -> None:
         with storage_errors():
             store.prepare()
             self._draft = store.draft()
@@ -75,8 +76,8 @@ class Upload:
         with storage_errors():
             self._draft.write(data)
 
-    def commit(self) -> Stored:
-        """Put the bytes where others find them. Raises InvalidParameter for an empty file."""
+    def commit(self) -> StoredUpload:
+        """Make the bytes durable and visible. Raises InvalidParameter for an empty file."""
         self._counter.close()
         self._check_lines()
         if not self._counter.num_lines:
@@ -84,10 +85,10 @@ class Upload:
         num_bytes = self._draft.num_bytes
         with storage_errors():
             sha256 = self._draft.commit()
-        return Stored(sha256=sha256, bytes=num_bytes, lines=self._counter.num_lines)
+        return StoredUpload(sha256=sha256, bytes=num_bytes, lines=self._counter.num_lines)
 
     def discard(self) -> None:
-        """Nothing happens after a commit."""
+        """Has no effect after a commit."""
         self._draft.discard()
 
     def _check_lines(self) -> None:
@@ -103,7 +104,7 @@ class Upload:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewUpload:
-    """Bytes that are on the volume, about to become a file; kept for ever with `seconds` 0."""
+    """A file to be recorded, its bytes on the volume; kept for `seconds`, for ever with 0."""
 
     tenant: str
     filename: str
@@ -113,8 +114,8 @@ class NewUpload:
     seconds: int
 
 
-class Files:
-    """Transitions and lists of file records, each transition one script."""
+class FileRepository:
+    """Records of files: transitions, one script each, and lists."""
 
     def __init__(self, client: Redis) -> None:
         self._client = client
@@ -124,8 +125,8 @@ class Files:
         self._expire = client.register_script(sources["expire_files"])
 
     async def add(self, new: NewUpload) -> FileRecord:
-        """The bytes must be on the volume: whoever sees the record may read them."""
-        id, at = new_file_id(), [key("care")]
+        """The bytes must be on the volume, because a visible record promises them."""
+        id, at = new_file_id(), [key(keys.DUE)]
         fields = ("filename", new.filename, "purpose", "batch", "bytes", new.bytes)
         args = (id, new.tenant, new.sha256, new.seconds, *fields, "lines", new.lines)
         created_at = int(await self._add(keys=at, args=args))
@@ -142,7 +143,7 @@ class Files:
         )
 
     async def get(self, tenant: str, id: str) -> FileRecord | None:
-        """None also where it is another tenant's."""
+        """None also for another tenant's file."""
         fields = await read_hash(self._client, key("file", id))
         return file_from_hash(id, fields) if fields.get("tenant") == tenant else None
 
@@ -155,13 +156,13 @@ class Files:
 
     async def drop(self, tenant: str, id: str) -> bool:
         """False where the tenant has no such file."""
-        return bool(await self._drop(keys=[key("care")], args=(id, tenant)))
+        return bool(await self._drop(keys=[key(keys.DUE)], args=(id, tenant)))
 
     async def expire(self) -> int:
-        """Delete files whose time is over, EXPIRE_CHUNK at a time -> how many."""
+        """Delete expired files, EXPIRE_CHUNK at a time -> how many."""
         total = 0
         while True:
-            num = int(await self._expire(keys=[key("care")], args=(EXPIRE_CHUNK,)))
+            num = int(await self._expire(keys=[key(keys.DUE)], args=(EXPIRE_CHUNK,)))
             total += num
             if num < EXPIRE_CHUNK:
                 return total

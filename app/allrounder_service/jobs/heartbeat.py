@@ -1,7 +1,8 @@
-"""The heartbeat of a worker: a thread that renews the leases of the lines it holds.
+"""The heartbeat of a worker: a thread that renews the leases of the lines it executes.
 
-It beats only while the engine moves: a worker whose device hangs must lose its lines, not keep
-them for ever. Thread and connection are its own, so that no long step of the engine delays a beat.
+It renews them only while the engine makes progress: a worker whose device hangs must lose its
+lines to other workers. Thread and connection are its own, so that no long step of the engine delays
+a heartbeat.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from redis.exceptions import RedisError
 
-from allrounder_service.jobs.queue import Beat
+from allrounder_service.jobs.queue import HeartbeatReply
 
 logger = logging.getLogger(__name__)
 
-# Two intervals: a beat that fails is tried again before the next is due.
+# Sends one heartbeat for these leases, fencing tokens by job.
+SendHeartbeat = Callable[[Mapping[str, int]], Awaitable[HeartbeatReply]]
+CloseConnection = Callable[[], Awaitable[None]]
+
+# A heartbeat that fails is sent again before the next one is due.
 _RETRY_SECONDS = 0.5
 
 
 class Leases:
-    """Jobs this worker holds, with their fences; shared between the loop and the heartbeat."""
+    """Jobs this worker holds, with their fencing tokens; shared by the loop and the heartbeat."""
 
     def __init__(self) -> None:
         self._held: dict[str, int] = {}
@@ -37,7 +42,7 @@ class Leases:
             self._held[job] = fence
 
     def drop(self, job: str, fence: int) -> None:
-        """Of that execution only: the line may have come back with another fence."""
+        """Of that execution only: the line may have been claimed again with a newer token."""
         with self._lock:
             if self._held.get(job) == fence:
                 del self._held[job]
@@ -48,7 +53,7 @@ class Leases:
 
 
 class Progress:
-    """Whether the worker moves: the engine steps when it has work, and the event loop turns.
+    """Whether the worker makes progress: the engine steps when busy, and the event loop turns.
 
     Args:
         num_steps: the engine's step counter.
@@ -61,77 +66,74 @@ class Progress:
     ) -> None:
         self._num_steps, self._is_busy = num_steps, is_busy
         self._hang_seconds = hang_seconds
-        self._seen = -1
-        self._stepped = self._turned = time.monotonic()
+        self._last_num_steps = -1
+        self._step_time = self._loop_time = time.monotonic()
 
-    def turned(self) -> None:
-        """The event loop is alive; it says so itself."""
-        self._turned = time.monotonic()
+    def note_loop_turn(self) -> None:
+        """Called by the event loop itself, as proof that it runs."""
+        self._loop_time = time.monotonic()
 
     @property
-    def is_moving(self) -> bool:
-        """Asked at every beat: what it saw last time is what it compares with."""
+    def is_progressing(self) -> bool:
+        """Compares with what the previous call saw; read once for each heartbeat."""
         now, steps = time.monotonic(), self._num_steps()
-        if steps != self._seen or not self._is_busy():
-            self._seen, self._stepped = steps, now
-        oldest = min(self._stepped, self._turned)
-        return now - oldest < self._hang_seconds
+        if steps != self._last_num_steps or not self._is_busy():
+            self._last_num_steps, self._step_time = steps, now
+        return now - min(self._step_time, self._loop_time) < self._hang_seconds
 
 
-class Heart(threading.Thread):
-    """Beats until stopped. What a beat says of the leases it was for, by job with their fences,
-    is handed to `on_beat` on the heart's own thread.
+class HeartbeatThread(threading.Thread):
+    """Sends heartbeats until stopped.
 
     Args:
-        open_beat: opens a connection on this thread's event loop -> the call that beats with it,
-            and the call that closes it.
+        open_connection: opens a connection on this thread's event loop -> the call that sends a
+            heartbeat with it, and the call that closes it.
+        seconds: interval between heartbeats.
+        on_reply: called on this thread with the leases that were sent and the reply to them.
     """
 
     def __init__(
         self,
-        open_beat: Callable[
-            [],
-            tuple[Callable[[Mapping[str, int]], Awaitable[Beat]], Callable[[], Awaitable[None]]],
-        ],
+        open_connection: Callable[[], tuple[SendHeartbeat, CloseConnection]],
         leases: Leases,
         progress: Progress,
         *,
         seconds: float,
-        on_beat: Callable[[Mapping[str, int], Beat], None],
+        on_reply: Callable[[Mapping[str, int], HeartbeatReply], None],
     ) -> None:
         super().__init__(name="heartbeat", daemon=True)
-        self._open_beat = open_beat
+        self._open_connection = open_connection
         self._leases, self._progress = leases, progress
-        self._seconds, self._on_beat = seconds, on_beat
+        self._seconds, self._on_reply = seconds, on_reply
         self._stopped = threading.Event()
         self._is_failing = False
 
     def stop(self) -> None:
-        """From then on leases run out. The thread ends soon."""
+        """From then on leases expire. The thread ends soon."""
         self._stopped.set()
 
     def run(self) -> None:
-        asyncio.run(self._beat_on())
+        asyncio.run(self._send_until_stopped())
 
-    async def _beat_on(self) -> None:
-        beat, close = self._open_beat()
-        was_moving = True
+    async def _send_until_stopped(self) -> None:
+        send, close = self._open_connection()
+        was_progressing = True
         while not await asyncio.to_thread(self._stopped.wait, self._seconds):
-            is_moving = self._progress.is_moving
-            if was_moving and not is_moving:
-                logger.error("the engine does not move: its lines are left to other workers")
-            was_moving = is_moving
-            if is_moving:
-                await self._beat_once(beat)
+            is_progressing = self._progress.is_progressing
+            if was_progressing and not is_progressing:
+                logger.error("the engine makes no progress: the leases on its lines expire")
+            was_progressing = is_progressing
+            if is_progressing:
+                await self._send_once(send)
         await close()
 
-    async def _beat_once(self, beat: Callable[[Mapping[str, int]], Awaitable[Beat]]) -> None:
+    async def _send_once(self, send: SendHeartbeat) -> None:
         held = self._leases.snapshot()
         if not held:
             return
         for _ in range(2):
             try:
-                self._on_beat(held, await beat(held))
+                self._on_reply(held, await send(held))
                 self._is_failing = False
                 return
             except (RedisError, OSError) as err:

@@ -1,6 +1,6 @@
 """Ids, states and records of batches, lines and files, and their form in Redis.
 
-Redis stores text only: the `..._from_hash` functions give the fields of a hash their types back.
+Redis stores text only; the `..._from_hash` functions restore the types.
 """
 
 from __future__ import annotations
@@ -85,11 +85,11 @@ NEXT_STATUS: dict[BatchStatus, frozenset[BatchStatus]] = {
 }
 
 
-class Record(BaseModel):
+class StoredRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class LineRef(Record):
+class LineRef(StoredRecord):
     """Where a line of a batch lies in the bytes of its input file."""
 
     sha256: Sha256
@@ -97,8 +97,8 @@ class LineRef(Record):
     length: Annotated[int, Field(ge=1)]
 
 
-class LineResult(Record):
-    """How a line ended. `sha256` names the response on the volume; without one there is none."""
+class LineResult(StoredRecord):
+    """How a line ended; `sha256` names its response on the volume, None where there is none."""
 
     status: Annotated[int, Field(ge=100, le=599)] | None = None
     sha256: Sha256 | None = None
@@ -108,8 +108,8 @@ class LineResult(Record):
     completion_tokens: Annotated[int, Field(ge=0)] = 0
 
 
-class LineError(Record):
-    """Why a batch is refused; `line` counts from 1, None where it is not about one line."""
+class LineError(StoredRecord):
+    """Why a batch failed its validation; `line` counts from 1, None for the file as a whole."""
 
     code: str
     message: str
@@ -117,13 +117,13 @@ class LineError(Record):
     line: int | None = None
 
 
-class BatchUsage(Record):
+class TokenUsage(StoredRecord):
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
 
-class BatchRecord(Record):
-    """One batch; times in milliseconds since 1970, None where it has not come to that."""
+class BatchRecord(StoredRecord):
+    """One batch; times in milliseconds since 1970, None for a status that it has not had."""
 
     id: str
     tenant: str
@@ -154,10 +154,10 @@ class BatchRecord(Record):
     output_file_id: str | None
     error_file_id: str | None
     errors: tuple[LineError, ...]
-    usage: BatchUsage
+    usage: TokenUsage
 
 
-class JobRecord(Record):
+class JobRecord(StoredRecord):
     """One line of a batch as the queue sees it."""
 
     id: str
@@ -178,7 +178,7 @@ class JobRecord(Record):
     result: LineResult | None
 
 
-class FileRecord(Record):
+class FileRecord(StoredRecord):
     """One stored file; times in seconds since 1970, `expires_at` 0 where it is kept."""
 
     id: str
@@ -204,7 +204,7 @@ def new_batch_id() -> str:
 
 
 def derived_file_id(batch: str, role: str) -> str:
-    """The same whoever writes the file, so that writing it again brings no second one."""
+    """The same for every attempt, so that writing the file again does not create a second one."""
     return f"file-{_digest(batch, role)}"
 
 
@@ -227,7 +227,7 @@ def batch_from_hash(id: str, fields: Mapping[str, str]) -> BatchRecord:
         output_file_id=fields.get("output_file_id"),
         error_file_id=fields.get("error_file_id"),
         errors=tuple(LineError(**each) for each in json.loads(fields.get("errors") or "[]")),
-        usage=BatchUsage.model_validate_json(fields.get("usage") or "{}"),
+        usage=TokenUsage.model_validate_json(fields.get("usage") or "{}"),
         **values,
     )
 

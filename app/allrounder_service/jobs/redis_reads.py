@@ -20,12 +20,12 @@ T = TypeVar("T", bound=Listed)
 
 
 class UnknownCursor(Exception):
-    """No list holds this id: there never was one, it was deleted, or it is somebody else's."""
+    """The list does not hold this id: it is unknown, was deleted, or is another tenant's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PageRequest:
-    """`after`: the id that ended the page before, '' for the first one."""
+    """`after`: the last id of the previous page, '' for the first page."""
 
     limit: int
     after: str = ""
@@ -44,7 +44,7 @@ async def read_hash(client: Redis, name: str) -> dict[str, str]:
 
 
 async def scan_hashes(client: Redis, prefix: str) -> dict[str, dict[str, str]]:
-    """All hashes whose name begins so, by the rest of it; a few requests for a thousand."""
+    """All hashes with this prefix, by the rest of their name; a few requests for a thousand."""
     found: dict[str, dict[str, str]] = {}
     cursor = -1
     while cursor:
@@ -72,7 +72,7 @@ async def read_stream(client: Redis, name: str) -> list[tuple[str, dict[str, str
 
 
 async def read_pending(client: Redis, name: str, group: str) -> set[str]:
-    """Ids of entries that were handed out and not acknowledged, at most a million."""
+    """Ids of entries that were delivered and not acknowledged, at most a million."""
     rows = cast(
         "list[dict[str, Any]]", await client.xpending_range(name, group, "-", "+", 1_000_000)
     )
@@ -80,7 +80,7 @@ async def read_pending(client: Redis, name: str, group: str) -> set[str]:
 
 
 async def read_hashes(client: Redis, names: Sequence[str]) -> list[dict[str, str]]:
-    """In one exchange; empty ones where there is no such key."""
+    """In one round trip; empty where there is no such key."""
     if not names:
         return []
     pipe = client.pipeline(transaction=False)
@@ -92,7 +92,7 @@ async def read_hashes(client: Redis, names: Sequence[str]) -> list[dict[str, str
 async def read_fields(
     client: Redis, names: Sequence[str], fields: Sequence[str]
 ) -> list[list[str | None]]:
-    """The same fields of many hashes in one exchange, None for what there is not."""
+    """The same fields of many hashes in one round trip, None where a field is missing."""
     pipe = client.pipeline(transaction=False)
     for name in names:
         pipe.hmget(name, fields)
@@ -100,7 +100,7 @@ async def read_fields(
 
 
 async def read_existing(client: Redis, names: Sequence[str]) -> list[bool]:
-    """In one exchange: whether there are these keys."""
+    """In one round trip: whether each key exists."""
     pipe = client.pipeline(transaction=False)
     for name in names:
         pipe.exists(name)
@@ -113,8 +113,9 @@ async def read_page(
     wanted: PageRequest,
     read: Callable[[Sequence[str]], Awaitable[Sequence[T | None]]],
 ) -> Page[T]:
-    """`read` gives the records of these ids, None for what does not belong in the list.
+    """The records of one page of `index`, a sorted set of ids.
 
+    read: the records of these ids, None for each that does not belong in the list.
     Raises: UnknownCursor.
     """
     rank = await _first_rank(client, index, wanted)

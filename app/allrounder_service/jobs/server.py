@@ -31,7 +31,7 @@ from allrounder_service.jobs.connection import connect, queue_errors, shown_addr
 from allrounder_service.jobs.embedded.binary import find_binary
 from allrounder_service.jobs.embedded.folder import DataFolder
 from allrounder_service.jobs.embedded.process import EmbeddedServer
-from allrounder_service.jobs.tasks import end
+from allrounder_service.jobs.tasks import cancel_and_wait
 from allrounder_service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -48,13 +48,13 @@ PATIENCE_SECONDS = 10.0
 NUM_TIMED_WRITES = 5
 MEMORY_ALERT_RATIO = 0.7
 
-# In the hash slot and under the prefix of the jobs' own keys, so that one ACL covers both.
+# With the prefix and hash slot of the queue's own keys, so that one ACL covers both.
 _SCRATCH = "vq:{v}:scratch:"
 _SCRATCH_MS = 10_000
 
-# Scripts that give results back must run when memory is full. Before Redis 7.0 the first line is a
-# syntax error, and XAUTOCLAIM does not name the entries that were deleted: two parts, not three.
-_TRY_FEATURES = """#!lua flags=allow-oom
+# Scripts that publish results must run when memory is full. Before Redis 7.0 the first line is a
+# syntax error, and XAUTOCLAIM returns two parts instead of three: it lacks the deleted entries.
+_PROBE_FEATURES = """#!lua flags=allow-oom
 redis.call('XGROUP', 'CREATE', KEYS[1], 'g', '0', 'MKSTREAM')
 local claimed = redis.call('XAUTOCLAIM', KEYS[1], 'g', 'c', 0, '0-0', 'COUNT', 1)
 redis.call('DEL', KEYS[1])
@@ -63,16 +63,16 @@ return #claimed
 _NUM_CLAIM_PARTS = 3
 
 
-class Kind(StrEnum):
+class ServerKind(StrEnum):
     EXTERNAL = "external"
     EMBEDDED = "embedded"
     NONE = "none"
 
 
-class State(StrEnum):
-    """As last seen; READY says that the server answered within the last seconds.
+class ServerState(StrEnum):
+    """READY: the server answered within the last seconds.
 
-    IN_USE: another process owns the data folder. This one goes on trying, as it does when AWAY.
+    IN_USE: another process owns the data folder. This one keeps trying, as it does when AWAY.
     """
 
     STARTING = "starting"
@@ -86,7 +86,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class ServerFacts:
-    """What a server says of itself; None where it does not say. Memory in bytes, 0: no limit."""
+    """What a server reports, None where it does not; memory in bytes, maxmemory 0: no limit."""
 
     program: str
     version: str
@@ -126,8 +126,8 @@ class ServerDescription:
     `reason` says why the state is not READY; `facts` are those of the last time it became so.
     """
 
-    kind: Kind
-    state: State
+    kind: ServerKind
+    state: ServerState
     where: str | None = None
     binary: str | None = None
     reason: str | None = None
@@ -147,7 +147,7 @@ class QueueServer:
         self._embedded: EmbeddedServer | None = None
         self._client: Redis | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._seen = ServerDescription(kind=Kind.NONE, state=State.STARTING)
+        self._seen = ServerDescription(kind=ServerKind.NONE, state=ServerState.STARTING)
 
     @property
     def client(self) -> Redis:
@@ -157,9 +157,9 @@ class QueueServer:
         cannot have its folder yet, or after `stop`; QueueUnsupported if the server is too old.
         """
         match self._seen.state:
-            case State.NOT_CONFIGURED:
+            case ServerState.NOT_CONFIGURED:
                 raise QueueNotConfigured(f"there is no queue for batch jobs: {self._seen.reason}")
-            case State.UNSUPPORTED:
+            case ServerState.UNSUPPORTED:
                 raise QueueUnsupported(self._seen.reason or "the server of batch jobs is too old")
         if self._client is None:
             raise QueueUnavailable("the queue of batch jobs is not running", retry_after_seconds=2)
@@ -182,26 +182,28 @@ class QueueServer:
         Raises: StartupError for a redis_url with options that do not exist.
         """
         if self._url is not None:
-            self._note(kind=Kind.EXTERNAL, where=shown_address(self._url))
+            self._note(kind=ServerKind.EXTERNAL, where=shown_address(self._url))
             self._client = connect(self._url)
         else:
             binary = await asyncio.to_thread(find_binary) if self._may_embed else None
             if binary is None:
                 hint = INSTALL_HINT if self._may_embed else SWITCHED_OFF_HINT
-                self._note(state=State.NOT_CONFIGURED, reason=hint)
+                self._note(state=ServerState.NOT_CONFIGURED, reason=hint)
                 logger.warning("no queue for batch jobs: %s", hint)
                 return
             self._embedded = EmbeddedServer(
                 binary, self._folder, maxmemory_bytes=self._maxmemory_bytes
             )
-            self._note(kind=Kind.EMBEDDED, where=str(self._folder.path), binary=str(binary.path))
+            self._note(
+                kind=ServerKind.EMBEDDED, where=str(self._folder.path), binary=str(binary.path)
+            )
         self._watching = asyncio.create_task(self._watch(), name="queue-server")
 
     async def stop(self) -> None:
-        """Disconnect, then end the embedded server in order. Jobs stay in its folder."""
+        """Disconnect, then shut the embedded server down. Jobs stay in its folder."""
         if self._watching is not None:
-            await end(self._watching)
-        self._note(state=State.STOPPED, reason="stopped")
+            await cancel_and_wait(self._watching)
+        self._note(state=ServerState.STOPPED, reason="stopped")
         client, self._client = self._client, None
         if client is not None:
             await client.aclose()
@@ -209,10 +211,10 @@ class QueueServer:
             await asyncio.to_thread(self._embedded.stop)
 
     async def settled(self, timeout_seconds: float) -> ServerDescription:
-        """What is known once the server is ready or cannot become so by itself, or time is over."""
+        """Wait, up to the time-out, until the server is ready or cannot become so by itself."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
-                while self._seen.state in (State.STARTING, State.AWAY):
+                while self._seen.state in (ServerState.STARTING, ServerState.AWAY):
                     await asyncio.sleep(RETRY_SECONDS / 10)
         return self.describe()
 
@@ -220,27 +222,29 @@ class QueueServer:
         delay = RETRY_SECONDS
         while True:
             try:
-                await self._look()
+                await self._check()
                 delay = RETRY_SECONDS
                 await asyncio.sleep(WATCH_SECONDS)
                 continue
             except QueueUnsupported as err:
-                self._note_failure(State.UNSUPPORTED, err.message)
+                self._note_failure(ServerState.UNSUPPORTED, err.message)
             except DataFolderInUse as err:
-                self._note_failure(State.IN_USE, err.message)
+                self._note_failure(ServerState.IN_USE, err.message)
             except (QueueUnavailable, DataFolderUnusable) as err:
-                self._note_failure(State.AWAY, err.message)
+                self._note_failure(ServerState.AWAY, err.message)
             except Exception as err:
-                # The watch must not end unseen: without it nothing would connect again.
-                self._note_failure(State.AWAY, f"unexpected: {type(err).__name__}", cause=err)
+                # Without this task nothing would connect again, so it survives any error.
+                self._note_failure(ServerState.AWAY, f"unexpected: {type(err).__name__}", cause=err)
             await asyncio.sleep(delay)
             delay = min(2 * delay, MAX_RETRY_SECONDS)
 
-    def _note_failure(self, state: State, reason: str, *, cause: Exception | None = None) -> None:
+    def _note_failure(
+        self, state: ServerState, reason: str, *, cause: Exception | None = None
+    ) -> None:
         if (state, reason) != (self._seen.state, self._seen.reason):
             logger.log(
-                # Doctor finds a service that runs and says so itself.
-                logging.WARNING if state is State.IN_USE else logging.ERROR,
+                # `doctor` reports a running service itself.
+                logging.WARNING if state is ServerState.IN_USE else logging.ERROR,
                 "no batch jobs for now: %s",
                 reason,
                 extra={"where": self._seen.where},
@@ -248,18 +252,18 @@ class QueueServer:
             )
         self._note(state=state, reason=reason)
 
-    async def _look(self) -> None:
-        """One round: get hold of the folder, see that the server answers, examine a new one."""
+    async def _check(self) -> None:
+        """One round: start the embedded server if it is due, ping, examine a server that is new."""
         if self._client is None:
             assert self._embedded is not None
             await asyncio.to_thread(self._embedded.start)
             self._client = connect(self._folder.url)
-        if self._seen.state is State.READY:
+        if self._seen.state is ServerState.READY:
             with queue_errors():
                 await self._client.ping()
             return
         facts = await examine_server(self._client)
-        self._note(state=State.READY, reason=None, facts=facts)
+        self._note(state=ServerState.READY, reason=None, facts=facts)
         logger.info(
             "batch jobs are kept by %s %s",
             facts.program,
@@ -280,9 +284,9 @@ class QueueServer:
 
 
 async def examine_queue(settings: Settings) -> ServerDescription:
-    """What `serve` would find. An embedded server is started and stopped again.
+    """The server that `serve` would use. An embedded one is started and stopped again.
 
-    Where a service that runs already owns it, that one is asked: IN_USE, with its facts.
+    Where a running service owns it already: IN_USE, with the facts of its server.
     Raises: StartupError for a redis_url that cannot be used.
     """
     server = QueueServer(settings)
@@ -291,16 +295,16 @@ async def examine_queue(settings: Settings) -> ServerDescription:
         found = await server.settled(PATIENCE_SECONDS)
     finally:
         await server.stop()
-    return await _visit(settings, found) if found.state is State.IN_USE else found
+    return await _examine_in_use(settings, found) if found.state is ServerState.IN_USE else found
 
 
 async def examine_server(client: Redis) -> ServerFacts:
-    """Try the features, read the set-up, time a few writes.
+    """Probe the features, read the configuration, time a few writes.
 
     Raises: QueueUnsupported; QueueUnavailable if the server is away, loading, full and so on.
     """
     with queue_errors():
-        await _try_features(client)
+        await _probe_features(client)
         info = await _allowed(client.info) or {}
         config = await _allowed(lambda: client.config_get("appendfsync")) or {}
         return ServerFacts(
@@ -315,10 +319,10 @@ async def examine_server(client: Redis) -> ServerFacts:
         )
 
 
-async def _try_features(client: Redis) -> None:
+async def _probe_features(client: Redis) -> None:
     try:
         with queue_errors():
-            num_parts = await client.eval(_TRY_FEATURES, 1, _scratch_key())
+            num_parts = await client.eval(_PROBE_FEATURES, 1, _scratch_key())
     except ResponseError as err:
         raise QueueUnsupported(
             "the server of batch jobs is too old: Redis 7.0 or Valkey 7.2 is needed"
@@ -333,7 +337,7 @@ async def _try_features(client: Redis) -> None:
 async def _allowed(
     ask: Callable[[], Awaitable[Mapping[Any, Any]]],
 ) -> Mapping[Any, Any] | None:
-    """None where an ACL or a provider keeps the command to itself; jobs do not depend on it."""
+    """None where an ACL or a provider forbids the command, which jobs do not depend on."""
     try:
         return await ask()
     except NoPermissionError:
@@ -345,10 +349,10 @@ async def _allowed(
 
 
 async def _time_fsync(client: Redis) -> float | None:
-    """Milliseconds that a write takes longer than a PING: the fsync, where each write waits for it.
+    """Milliseconds by which a write is slower than a PING: the fsync, where writes wait for it.
 
-    Timed from here rather than on a file: it is what jobs will wait for, on whatever disk the
-    server has. Medians; None while the server's memory is full.
+    Timed from the client, because that is the latency of jobs on the server's own disk. Difference
+    of medians; None while the server's memory is full.
     """
     key = _scratch_key()
     try:
@@ -376,14 +380,14 @@ def _scratch_key() -> str:
     return _SCRATCH + secrets.token_hex(8)
 
 
-async def _visit(settings: Settings, found: ServerDescription) -> ServerDescription:
+async def _examine_in_use(settings: Settings, found: ServerDescription) -> ServerDescription:
     folder = DataFolder.of(settings)
     folder.open()
     client = connect(folder.url)
     try:
         return replace(found, facts=await examine_server(client))
     except QueueUnavailable as err:
-        return replace(found, state=State.AWAY, reason=err.message)
+        return replace(found, state=ServerState.AWAY, reason=err.message)
     finally:
         await client.aclose()
         folder.close()

@@ -1,4 +1,4 @@
-"""Every metric: name, help, labels and buckets. Knows nothing of when they move.
+"""Every metric: name, help, labels and buckets, and their exposition; not when they change.
 
 To add one: a line here, one call site, its line in `tests/golden/metrics.txt`, a dashboard panel.
 """
@@ -68,7 +68,7 @@ _COUNTERFACTUAL = "analytic and counterfactual: computed by formula, never execu
 
 @dataclass(frozen=True, kw_only=True)
 class Latencies:
-    """Where the time of a request goes."""
+    """Latencies of requests and stages."""
 
     first_token: Histogram
     next_token: Histogram
@@ -79,7 +79,7 @@ class Latencies:
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """What was asked and how it ended."""
+    """Requests, tokens and how requests ended."""
 
     prompt_tokens: Counter
     generated_tokens: Counter
@@ -92,7 +92,7 @@ class Traffic:
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """What was computed, and what the dense model would have computed."""
+    """FLOPs and tokens computed, and those that the dense model would have computed."""
 
     flops_dense: Counter
     flops_executed: Counter

@@ -28,7 +28,7 @@ _POLL_SECONDS = 0.05
 
 
 class DataFolder:
-    """Open it, then perhaps lock it; `close` gives up both."""
+    """`open` it, then `lock` it if needed; `close` undoes both."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -73,7 +73,7 @@ class DataFolder:
             )
 
     def lock(self) -> None:
-        """Become its one owner; waits for one that is just ending, and ends a server left behind.
+        """Become its only owner; waits for one that is shutting down, stops an orphaned server.
 
         Raises: DataFolderInUse, DataFolderUnusable.
         """
@@ -124,7 +124,7 @@ class DataFolder:
             with redis.Redis.from_url(self.url, socket_timeout=_SHUTDOWN_SECONDS) as client:
                 client.shutdown(nosave=True)
         except redis.RedisError:
-            # Whether it is gone is what the lock will tell.
+            # The lock shows whether it has ended.
             return
 
 
