@@ -44,20 +44,21 @@ class JobsSettings(BaseSettings):
     )
     batch_worker: bool = Field(
         default=True,
-        description="Whether this process works on batch jobs itself; others may as well.",
+        description="Whether this process runs a worker for batch jobs; others may as well.",
     )
     batch_lease_seconds: float = Field(
         default=30.0,
         ge=0.5,
         le=3600,
-        description="How long a worker may be silent before its lines are given to another.",
+        description="Lease (visibility timeout) of a claimed line: without a heartbeat for this "
+        "long it is given to another worker.",
     )
     batch_hang_seconds: float = Field(
         default=120.0,
         ge=1,
         le=86_400,
-        description="How long the engine may stay in one step before its lines are given up; "
-        "longer than the longest step.",
+        description="How long the engine may stay in one step before its leases are no longer "
+        "renewed; longer than the longest step.",
     )
     batch_retention_days: float = Field(
         default=30.0, gt=0, le=3650, description="How long batches and their files are kept."

@@ -1,4 +1,4 @@
-"""Stewards that die while they finalize: `python -m tests.jobs.finalizer URL FOLDER MODE ...`.
+"""Controllers that crash while they finalize: `python -m tests.jobs.finalizer URL FOLDER MODE ...`.
 
 Each is a child process. `kill ROUNDS LINES SEED` has one after the other kill itself (-9): while it
 reads a response, right before it renames a file, the last one between the end of the batch and the
@@ -28,8 +28,8 @@ def options():
     return JobsOptions(poll_seconds=0.01, queue=QueueLimits(lease_ms=LEASE_MS))
 
 
-async def tend(url, folder):
-    """Until nothing is left to do, or longer: the parent decides."""
+async def control(url, folder):
+    """Run a batch controller until every batch is cleaned up."""
     client = connect(url)
     jobs = Jobs(client, BlobStore(folder), options())
     while True:
@@ -57,7 +57,7 @@ def child(url, folder, *, sig=None, event="", count=0):
     try:
         if event:
             sys.addaudithook(watch)
-        asyncio.run(tend(url, folder))
+        asyncio.run(control(url, folder))
     finally:
         os._exit(0)
 

@@ -75,7 +75,7 @@ async def load_batch(
 async def _lease_batch(queue: Queue, batch: str) -> BatchLease:
     while True:
         lease = await queue.lease_batch()
-        assert lease is not None, "a new batch needs a steward"
+        assert lease is not None, "a new batch is due"
         if lease.batch == batch:
             return lease
 

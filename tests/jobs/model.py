@@ -294,7 +294,7 @@ class Model:
                 return True
             case "in_progress" if not batch.ending:
                 return batch.submitted < batch.total or batch.is_over
-            # With no time between two looks, a batch that is called off is looked at for ever.
+            # With a poll interval of 0, a batch that is being stopped is always due.
             case "cancelling" | "in_progress":
                 return True
         return not batch.swept or batch.may_be_forgotten

@@ -1,4 +1,4 @@
-"""Batches, workers and stewards in a few words, over a real server; time passes without sleep."""
+"""Batches, workers and controllers over a real server; leases expire without sleeping."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LONG_AGO_MS = 10_000_000
 
 
 class Scene:
-    """One queue over an empty server; every scene ends with a look at what must hold.
+    """One queue over an empty server; every scene ends with a check of the invariants.
 
     Args:
         sources: scripts to run instead of the real ones.
@@ -63,7 +63,7 @@ class Scene:
         return how
 
     async def lease_batch(self, id: str) -> BatchLease:
-        """Whoever looks after the batch now is fenced off; others that are due stay due."""
+        """Lease this batch, which makes earlier leases stale; others that are due stay due."""
         care = key(keys.DUE)
         found: Any = await self.client.zrange(care, 0, -1, withscores=True)
         others: dict[str, float] = dict(found)
@@ -77,7 +77,7 @@ class Scene:
         return lease
 
     async def submit(self, id: str, lines: int = 1, tenant: str = "t", **more: Any) -> BatchLease:
-        """A batch with all its lines in -> its steward, who still holds it."""
+        """A batch with all its lines submitted -> its lease, still held."""
         await self.create(id, lines, tenant, **more)
         lease = await self.lease_batch(id)
         assert await self.queue.begin(lease)
@@ -98,7 +98,7 @@ class Scene:
         return await self.queue.done(claim.job, claim.fence, state, result(text))
 
     async def crash(self, *workers: str) -> int:
-        """The leases of these workers run out, and somebody notices -> lines taken back."""
+        """The leases of these workers expire and are reaped -> lines reclaimed."""
         await self.lapse(*workers)
         return await self.queue.reap()
 
@@ -146,7 +146,7 @@ class Scene:
             assert await self.queue.withdraw(lease, first)
 
     async def serve(self, lease: BatchLease) -> None:
-        """All that a steward does for a batch until it must wait for lines to end."""
+        """Every step of a controller for a batch until it must wait for lines to end."""
         queue = self.queue
         await queue.expire(lease)
         record = await queue.batch(lease.batch)
@@ -168,7 +168,7 @@ class Scene:
         await queue.hand_back(lease)
 
     async def run_dry(self, worker: str = "last") -> int:
-        """One good worker and one steward, until nothing moves -> lines done."""
+        """One good worker and one controller, until nothing is left to do -> lines done."""
         num_done = 0
         for _ in range(1_000):
             if lease := await self.queue.lease_batch():

@@ -94,7 +94,7 @@ class Served:
         return [json.loads(line) for line in response.text.splitlines()]
 
     async def settled(self):
-        """Waits until stewards have cleaned up; asserts that nothing is left over."""
+        """Waits until the controllers have cleaned up; asserts that nothing is left over."""
         async with asyncio.timeout(30):
             while True:
                 names = [

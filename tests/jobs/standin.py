@@ -1,4 +1,4 @@
-"""A worker process whose engine is a stand-in: it steps, and each line takes so many steps.
+"""A worker process with a stand-in for the engine; each line takes a number of steps.
 
 `python -m tests.jobs.standin URL DATA [options]`: the real worker, queue, heartbeat and volume;
 only the answers are made up: a line's answer is its question spelled backwards.
@@ -78,7 +78,7 @@ class StandInEngine:
 
 
 class LateNewsQueue(Queue):
-    """Renews leases in time; what a beat says of those that were lost is heard so much later."""
+    """Renews leases in time; delays the replies, and so the news of lost leases."""
 
     def __init__(self, client: Redis, limits: QueueLimits, *, news_seconds: float) -> None:
         super().__init__(client, limits)

@@ -100,7 +100,7 @@ async def test_r2_a_killed_server_loses_nothing(queue, own_server, store, rng, l
 
 
 async def test_r3_a_frozen_worker_that_wakes_is_refused(queue, own_server, store, rng, long_form):
-    """A result races with the beat that would tell its worker: that news is made to come late."""
+    """A result races with the heartbeat that reports its lost lease: that reply is delayed."""
     count, freezes = 1000 if long_form else 400, range(10)
     options = ["--steps", "30", "--news-ms", "400"]
     asked = questions(count)

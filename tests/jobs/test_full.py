@@ -1,4 +1,4 @@
-"""Redis without memory and without disk: refused at the door, nothing accepted is lost."""
+"""Redis without memory or disk: new batches are refused, nothing accepted is lost."""
 
 from __future__ import annotations
 

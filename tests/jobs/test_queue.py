@@ -1,4 +1,4 @@
-"""The queue keeps its promises on every server that it may meet, also when memory is full."""
+"""The queue keeps its contracts on every supported server, also when its memory is full."""
 
 from __future__ import annotations
 

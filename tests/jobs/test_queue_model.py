@@ -1,7 +1,7 @@
-"""Any sequence of transitions, with replies lost and holders that die, freeze and wake.
+"""Any sequence of transitions, with lost replies and with holders of leases that crash or pause.
 
-The model says after each step what Redis must hold; at the end all holders die, and a fresh worker
-and steward must bring every batch to its end.
+The model says after each step what Redis must hold; at the end all holders crash, and a new worker
+and batch controller must bring every batch to its end.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ T = TypeVar("T")
 TENANTS = ("a", "b")
 WORKERS = ("w1", "w2", "w3")
 ENDS = (JobState.DONE, JobState.DONE, JobState.FAILED, JobState.CANCELLED)
-# Longer than any example takes, shorter than what `Scene.lapse` says of a dead one's silence.
+# Longer than any example takes, shorter than the idle time that `Scene.lapse` sets.
 LEASE_MS = LONG_AGO_MS // 2
 LATEST = 0
 indexes = st.integers(0, 1_000)
@@ -109,7 +109,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule()
     def serve(self) -> None:
-        """All that a steward does for the batch that needs it most."""
+        """Every step of a controller for the batch that has been due longest."""
         known = len(self.batch_leases)
         self.lease_batch(answered=True)
         if len(self.batch_leases) > known:
@@ -156,7 +156,7 @@ class QueueMachine(RuleBasedStateMachine):
         lanes = [
             self.model.lines[id].lane for id, fence in held.items() if self.is_valid(id, fence)
         ]
-        assert "suspect" not in lanes or len(held) == 1, "a suspect line has company"
+        assert "suspect" not in lanes or len(held) == 1, "another line runs beside a suspect"
 
     @rule(worker=st.sampled_from(WORKERS), late=st.booleans())
     def heartbeat(self, worker, late) -> None:
@@ -172,7 +172,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(two=st.permutations(WORKERS), want=st.integers(1, 3), state=st.sampled_from(ENDS))
     def freeze_at_work(self, two, want, state) -> None:
-        """When it wakes, another has its lines."""
+        """When it resumes, another worker has its lines."""
         frozen, other, _ = two
         self.claim(frozen, want, answered=True)
         held = [*self.leases[frozen].items()]
@@ -222,7 +222,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(worker=st.sampled_from(WORKERS), noticed=mostly, dies=st.booleans())
     def lose_a_worker(self, worker, noticed, dies) -> None:
-        """It dies, or freezes and wakes later with all that it believed to hold."""
+        """It crashes, or resumes later and still assumes its leases."""
         self.run(self.scene.lapse(worker))
         self.model.lapse(worker)
         if dies:
@@ -241,7 +241,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model.solo)
     @rule()
-    def let_the_turn_at_suspects_lapse(self) -> None:
+    def let_the_solo_lease_expire(self) -> None:
         self.run(self.scene.client.delete(key("solo")))
         self.model.solo = ""
 
@@ -359,7 +359,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.run(self.scene.violations()) == []
 
     def teardown(self) -> None:
-        """All holders are dead. What is left must end by itself, each line exactly once."""
+        """All holders have crashed. What is left must end, each line published exactly once."""
         for worker in WORKERS:
             self.lose_a_worker(worker, noticed=True, dies=True)
         before = dict(self.model.published)

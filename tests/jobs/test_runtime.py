@@ -1,4 +1,4 @@
-"""What a process runs for batch jobs goes on after faults, and ends when it is told to."""
+"""The batch jobs of one process recover from faults, and end at a shutdown."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def test_a_data_folder_that_is_never_usable_does_not_keep_the_process_aliv
 
 
 async def test_a_worker_that_fails_is_followed_by_another_that_does_its_lines(settings):
-    """A damaged record ends whoever claims it; in the end it alone is given up."""
+    """A damaged record fails every worker that claims it; in the end only it is given up."""
     limits = QueueLimits(lease_ms=int(LEASE_SECONDS * 1000))
     client = connect(settings.redis_url.get_secret_value())
     queue, asked = Queue(client, limits), questions(4)
@@ -135,8 +135,8 @@ async def test_no_worker_follows_one_that_failed_once_the_process_is_about_to_en
     await client.aclose()
 
 
-async def test_stewards_without_workers_go_on_after_the_server_was_emptied(any_redis_url, tmp_path):
-    """`serve --no-batch-worker`: nobody else makes the lanes again."""
+async def test_controllers_without_workers_recover_from_an_emptied_server(any_redis_url, tmp_path):
+    """`serve --no-batch-worker`: no worker creates the lanes again."""
     client = connect(any_redis_url)
     limits = QueueLimits(lease_ms=300)
     jobs = Jobs(client, BlobStore(tmp_path), JobsOptions(poll_seconds=0.05, queue=limits))

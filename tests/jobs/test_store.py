@@ -1,4 +1,4 @@
-"""Bytes on the volume: named by content, durable, private, and gone when nobody needs them."""
+"""Bytes on the volume: named by content, durable, private, and removed once unreferenced."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_ids_have_one_form_and_derived_ones_are_stable():
     assert derived_line_id(batch, 1) != derived_line_id(batch, 11)
 
 
-async def test_a_sweep_takes_only_what_is_old_and_unneeded(store, client, sweeper):
+async def test_a_sweep_takes_only_what_is_old_and_unreferenced(store, client, sweeper):
     files = FileRepository(client)
     needed, fresh, unreferenced = put(store, b"n"), put(store, b"f"), put(store, b"u")
     await files.add(upload(needed))

@@ -143,7 +143,7 @@ async def test_a_line_that_is_lost_and_comes_back_runs_once_more(redis_url, tmp_
         client = connect(redis_url)
         lane, lost = key("lane", "batch"), None
         while lost is None:
-            # A beat may have renewed it meanwhile.
+            # A heartbeat may have renewed it meanwhile.
             for entry in await client.xpending_range(lane, "g", "-", "+", 10):
                 at = (entry["consumer"], 0, entry["message_id"], "IDLE", 10_000_000, "JUSTID")
                 await client.execute_command("XCLAIM", lane, "g", *at)

@@ -400,9 +400,8 @@ class Queue:
             for state, result in rows
         ]
 
-    async def census(self, *, silence_ms: int | None = None) -> Census:
-        lease = self.limits.lease_ms
-        found = await self._run("census", lease if silence_ms is None else silence_ms)
+    async def census(self) -> Census:
+        found = await self._run("census", self.limits.lease_ms)
         lanes, oldest_ms, lines, backlog, workers, dead, stats = found
         return Census(
             lanes={name: LaneCount(waiting=wait, running=run) for name, wait, run in lanes},

@@ -44,7 +44,7 @@ SWITCHED_OFF_HINT = "set ALLROUNDER_REDIS_URL, or let ALLROUNDER_EMBEDDED_REDIS 
 WATCH_SECONDS = 5.0
 RETRY_SECONDS = 0.25
 MAX_RETRY_SECONDS = 5.0
-PATIENCE_SECONDS = 10.0
+SETTLE_SECONDS = 10.0
 NUM_TIMED_WRITES = 5
 MEMORY_ALERT_RATIO = 0.7
 
@@ -292,7 +292,7 @@ async def examine_queue(settings: Settings) -> ServerDescription:
     server = QueueServer(settings)
     await server.start()
     try:
-        found = await server.settled(PATIENCE_SECONDS)
+        found = await server.settled(SETTLE_SECONDS)
     finally:
         await server.stop()
     return await _examine_in_use(settings, found) if found.state is ServerState.IN_USE else found

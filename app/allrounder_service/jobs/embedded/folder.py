@@ -103,9 +103,9 @@ class DataFolder:
         _close(self._folder_fd)
         self._folder_fd = None
 
-    def _locked(self, name: str, patience_seconds: float) -> int | None:
+    def _locked(self, name: str, timeout_seconds: float) -> int | None:
         fd = os.open(name, os.O_RDWR | os.O_CREAT, 0o600, dir_fd=self._folder_fd)
-        deadline = time.monotonic() + patience_seconds
+        deadline = time.monotonic() + timeout_seconds
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
