@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Reclaim lines whose lease expired, for a retry: their worker crashed or hangs. A new fencing token
--- makes its result stale at once.
+-- Reclaim lines whose lease expired, for a retry: their worker crashed or hangs. A new fencing
+-- token makes its result stale at once.
 -- ARGV: lease in ms, crashes alone before a line is a dead letter, window,
 --       idle time in ms after which a consumer is removed -> lines reclaimed
 local window, reaped, t = tonumber(ARGV[3]), 0, now()
