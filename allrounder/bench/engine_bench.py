@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from allrounder.bench import engine_rows as rows_of
-from allrounder.bench.goals import with_goals
 from allrounder.bench.router_cost import RouterCost
 from allrounder.bench.rows import Row
 from allrounder.bench.sides import (
@@ -25,7 +24,6 @@ from allrounder.bench.sides import (
     encode_seconds,
     middle_of,
 )
-from allrounder.bench.timing import interleaved
 from allrounder.bench.workload import (
     DENSE,
     NEW_TOKENS,
@@ -36,6 +34,7 @@ from allrounder.bench.workload import (
     scaled,
 )
 from allrounder.core.budget import Budget
+from allrounder.measure.statistics import turns
 from allrounder.models.loading import load_adapter
 
 BATCHES = (1, 8)
@@ -110,7 +109,11 @@ class EngineBench:
         settings = self._settings()
         for name in ("library/1", "dense/1"):
             settings[name]()
-        samples = interleaved(settings, rounds=self._options.rounds, tick=tick)
+        names = list(settings)
+        samples: dict[str, list[Sample]] = {name: [] for name in names}
+        for _, idx in turns(len(names), num_rounds=self._options.rounds):
+            samples[names[idx]].append(settings[names[idx]]())
+            tick()
         found = rows_of.stages(samples)
         for batch in BATCHES:
             found.append(rows_of.beside_library(samples, "dense", batch))
@@ -121,7 +124,7 @@ class EngineBench:
         for plan, counts in self._plans.items():
             found += rows_of.memory_rows(samples, self._ours.runner, self._workload, plan, counts)
         found += self._router.rows(samples["router"], samples["layer"])
-        return with_goals(found, self._adapter.name)
+        return rows_of.with_goals(found, self._adapter.name)
 
     def _settings(self) -> dict[str, Callable[[], Sample]]:
         settings: dict[str, Callable[[], Sample]] = {"encode": self._encode}

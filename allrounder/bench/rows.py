@@ -1,4 +1,4 @@
-"""Rows of a benchmark: as JSON and as a Markdown table. Knows nothing of how they came."""
+"""Rows of a benchmark: as JSON, as a Markdown table, as bars. Knows nothing of how they came."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from allrounder.bench.timing import Estimate, estimate, ratios
+from allrounder.measure.statistics import Estimate, bootstrapped, percentile, ratios
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +69,7 @@ class Row:
 
 
 def row_of(name: str, found: Estimate, unit: str) -> Row:
-    return Row(name=name, value=found.value, unit=unit, n=found.n, stderr=found.stderr)
+    return Row(name=name, value=found.value, unit=unit, n=found.n, stderr=_finite(found.stderr))
 
 
 def compared(
@@ -78,15 +79,15 @@ def compared(
     unit: str,
 ) -> Row:
     """Medians of both over the same rounds, and of their ratio in each."""
-    ratio = estimate(ratios(values, baselines))
+    ratio = bootstrapped(ratios(values, baselines))
     return Row(
         name=name,
-        value=estimate(values).value,
+        value=percentile(values, 50),
         unit=unit,
-        baseline=estimate(baselines).value,
+        baseline=percentile(baselines, 50),
         ratio=ratio.value,
         n=ratio.n,
-        stderr=ratio.stderr,
+        stderr=_finite(ratio.stderr),
     )
 
 
@@ -123,6 +124,15 @@ def table_of(environment: Mapping[str, Any], rows: Sequence[Row]) -> str:
             f"| {row.verdict} | {row.n} |"
         )
     return "\n".join(lines)
+
+
+def plot_ratios(rows: Sequence[Row], path: Path) -> None:
+    """Bars of every ratio with its standard error. Needs the extra `plots`."""
+    from allrounder.measure.plots import draw_bars
+
+    bars = {row.name: (row.ratio, row.stderr) for row in rows if row.ratio is not None}
+    drawn = draw_bars(bars, xlabel="value / baseline", baseline=1, suffix=path.suffix)
+    path.write_bytes(drawn)
 
 
 def _finite(value: float | None) -> float | None:

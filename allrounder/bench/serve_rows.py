@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from allrounder.bench.exchange import End, Exchange
 from allrounder.bench.load import Load
 from allrounder.bench.noise_images import jpeg
 from allrounder.bench.rows import Row, counted, row_of
-from allrounder.bench.timing import estimate, percentile
 from allrounder.images import decode_image
+from allrounder.measure.statistics import bootstrapped, percentile
 
 PERCENTS = (50, 90, 99)
 _COMPARED_UNITS = ("ms", "requests/s", "tokens/s")
 _COMPARED = "beside-peer"
 _NUM_DECODED = 50
+_RATE = "rate-"
+_PLOTTED = (("ttft-p50", "ttft-p99"), ("e2e-p50", "e2e-p99"), ("throughput", "goodput"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +70,7 @@ def closed_rows(prefix: str, load: Load) -> list[Row]:
     ]
     rows = _latency_rows(prefix, answered, (50,))
     if added:
-        rows.append(row_of(f"{prefix}/http-over-engine-p50", estimate(added), "ms"))
+        rows.append(row_of(f"{prefix}/http-over-engine-p50", bootstrapped(added), "ms"))
     if waits:
         rows.append(
             counted(f"{prefix}/wait-max", 1000 * max(waits), "ms", 1000 * percentile(waits, 50))
@@ -82,7 +86,7 @@ def decode_row() -> Row:
         started = time.perf_counter()
         decode_image(data)
         seconds.append(time.perf_counter() - started)
-    return row_of("image-decode-p50", estimate(_ms(seconds)), "ms")
+    return row_of("image-decode-p50", bootstrapped(_ms(seconds)), "ms")
 
 
 def beside_peer(own: Sequence[Row], peer: Sequence[Row]) -> list[Row]:
@@ -95,6 +99,36 @@ def beside_peer(own: Sequence[Row], peer: Sequence[Row]) -> list[Row]:
     ]
 
 
+def plot_rates(rows: Sequence[Row], path: Path) -> None:
+    """Latency and goodput over the offered rate by target. Needs the extra `plots`."""
+    from allrounder.measure.plots import Panel, draw_curves
+
+    panels = [
+        Panel(
+            xlabel="offered requests/s",
+            ylabel="requests/s" if "goodput" in metrics else "ms",
+            curves={
+                f"{target} {metric}": [(rate, value, None) for rate, value in points]
+                for metric in metrics
+                for target, points in _by_target(rows, metric).items()
+            },
+        )
+        for metrics in _PLOTTED
+    ]
+    path.write_bytes(draw_curves(panels, size=(12, 4), suffix=path.suffix, columns=len(panels)))
+
+
+def _by_target(rows: Sequence[Row], metric: str) -> dict[str, list[tuple[float, float]]]:
+    """Points (rate, value) of one metric."""
+    curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for row in rows:
+        target, _, rest = row.name.partition("/")
+        rate, _, name = rest.partition("/")
+        if name == metric and rate.startswith(_RATE):
+            curves[target].append((float(rate.removeprefix(_RATE)), row.value))
+    return curves
+
+
 def _latency_rows(prefix: str, answered: Sequence[Exchange], percents: Sequence[int]) -> list[Row]:
     kinds = {
         "ttft": _known(found.first_token_seconds for found in answered),
@@ -102,7 +136,7 @@ def _latency_rows(prefix: str, answered: Sequence[Exchange], percents: Sequence[
         "e2e": [found.seconds for found in answered],
     }
     return [
-        row_of(f"{prefix}/{kind}-p{percent}", estimate(_ms(values), percent), "ms")
+        row_of(f"{prefix}/{kind}-p{percent}", bootstrapped(_ms(values), percent), "ms")
         for kind, values in kinds.items()
         for percent in percents
     ]

@@ -134,7 +134,7 @@ def _show(facts: dict[str, Any], rows: list[Row], *, as_json: bool, plot: Path |
 
     typer.echo(text_of(facts, rows, as_json=as_json))
     if plot is not None:
-        from allrounder.bench.load_plots import plot_rates
+        from allrounder.bench.serve_rows import plot_rates
 
         plot_rates(rows, plot)
 

@@ -13,7 +13,6 @@ from allrounder.evaluation.benchmark import Benchmark, Item
 from allrounder.evaluation.cell_store import FORMAT, Store
 from allrounder.evaluation.defaults import SELECTION_SEED
 from allrounder.evaluation.grid import Setting
-from allrounder.evaluation.statistics import mean
 from allrounder.evaluation.subjects import Subject, Subjects, reads_router
 from allrounder.evaluation.trials import (
     MAX_TOKENS,
@@ -23,7 +22,8 @@ from allrounder.evaluation.trials import (
     run_setting,
     time_settings,
 )
-from allrounder.measure import machine
+from allrounder.measure.environment import processor
+from allrounder.measure.statistics import mean
 
 logger = logging.getLogger(__name__)
 
@@ -211,13 +211,13 @@ class Evaluation:
         served = [each for each in finished if each.trial is not None]
         if not served:
             return list(finished)
-        processor = machine.processor()
+        device = processor()
         key = {
             "kind": "timing",
             "format": FORMAT,
-            "cpu": processor["cpu"],
-            "gpu": processor["gpu"],
-            "threads": processor["threads"],
+            "cpu": device["cpu"],
+            "gpu": device["gpu"],
+            "threads": device["threads"],
             "rounds": self._options.timed,
             "runs": [self._timing_key(each.setting) for each in served],
         }

@@ -47,18 +47,18 @@ def write_card(manifest: Manifest, options: RouterTrainingOptions, figures: Figu
 
 
 def _method(options: RouterTrainingOptions) -> str:
-    lessons = []
+    phases = []
     if options.init == "attention":
-        lessons.append(
-            "The router first imitates where the frozen model itself looks while it reads a "
-            "question."
+        phases.append(
+            "First attention distillation: the router's token scores are fitted to the frozen "
+            "model's own attention from the question to the image."
         )
     if options.epochs:
-        lessons.append(
+        phases.append(
             "Preferences as PAR's section 4.2 says (Pruning All-Rounder): perturbed actions, KL to "
             "the frozen model's own greedy answer, balanced pairs, a reference-free loss."
         )
-    return " ".join(["Without labels.", *lessons])
+    return " ".join(["Without labels.", *phases])
 
 
 def _candidates(manifest: Manifest) -> str:
@@ -106,7 +106,7 @@ def _figures(figures: Figures) -> str:
     for row in figures.rows:
         tokens, layers = row.size
         lines.append(
-            f"| {tokens:.0%} | {layers:.1%} | {row.name} | {row.cost.mean:.1%} | {row.kl_nats} "
+            f"| {tokens:.0%} | {layers:.1%} | {row.name} | {row.cost.value:.1%} | {row.kl_nats} "
             f"| {row.agreement} |"
         )
     return "\n".join(lines)
@@ -116,7 +116,7 @@ def _question(figures: Figures) -> str:
     gains = figures.question_gain
     lines = ["| tokens kept | layers skipped | KL added by a wrong question |", "|---|---|---|"]
     lines += [f"| {size[0]:.0%} | {size[1]:.1%} | {gain} |" for size, gain in gains.items()]
-    clear = [size for size, gain in gains.items() if gain.mean > 2 * gain.standard_error]
+    clear = [size for size, gain in gains.items() if gain.value > 2 * gain.stderr]
     finding = (
         "the router reads the question"
         if 2 * len(clear) > len(gains)

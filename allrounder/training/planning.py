@@ -10,9 +10,9 @@ from torch import Tensor
 
 from allrounder.core import Plan
 from allrounder.engine.planning.views import with_images
+from allrounder.measure.frozen import DenseAnswer, FrozenModel, make_plan
 from allrounder.pruning.strategy import Context, RouterScores, Strategy, View, refuse
 from allrounder.router.network import MetaRouter
-from allrounder.training.frozen import DenseAnswer, FrozenModel, make_plan
 
 
 @torch.inference_mode()
