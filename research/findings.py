@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import typer
+from allrounder.measure.statistics import Estimate, difference
 
 from allrounder.cli import evaluate
 from allrounder.core import ModelGeometry
 from allrounder.demo.held_out import draw_exams
 from allrounder.demo.wording import NUMBER_WORDS
 from allrounder.evaluation.benchmarks.demo import DemoBenchmark, DemoItem
-from allrounder.evaluation.statistics import Estimate, difference
 from allrounder.pruning import STRATEGIES
 from allrounder.pruning.autoprune import AutoPrune
 from allrounder.pruning.strategy import Choice, Points, View, keep_best

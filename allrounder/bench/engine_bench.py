@@ -15,11 +15,11 @@ import torch
 
 from allrounder.bench import engine_rows as rows_of
 from allrounder.bench.router_cost import RouterCost
-from allrounder.bench.rows import Row
+from allrounder.bench.rows import BenchRow
 from allrounder.bench.sides import (
     LibrarySide,
     OurSide,
-    Sample,
+    TimedRun,
     encode_all,
     encode_seconds,
     middle_of,
@@ -105,12 +105,12 @@ class EngineBench:
             ),
         }
 
-    def run(self, *, tick: Callable[[], object] = lambda: None) -> list[Row]:
+    def run(self, *, tick: Callable[[], object] = lambda: None) -> list[BenchRow]:
         settings = self._settings()
         for name in ("library/1", "dense/1"):
             settings[name]()
         names = list(settings)
-        samples: dict[str, list[Sample]] = {name: [] for name in names}
+        samples: dict[str, list[TimedRun]] = {name: [] for name in names}
         for _, idx in turns(len(names), num_rounds=self._options.rounds):
             samples[names[idx]].append(settings[names[idx]]())
             tick()
@@ -126,8 +126,8 @@ class EngineBench:
         found += self._router.rows(samples["router"], samples["layer"])
         return rows_of.with_goals(found, self._adapter.name)
 
-    def _settings(self) -> dict[str, Callable[[], Sample]]:
-        settings: dict[str, Callable[[], Sample]] = {"encode": self._encode}
+    def _settings(self) -> dict[str, Callable[[], TimedRun]]:
+        settings: dict[str, Callable[[], TimedRun]] = {"encode": self._encode}
         for batch in BATCHES:
             settings[f"library/{batch}"] = self._by_library(batch)
             settings[f"dense/{batch}"] = self._by_us([DENSE] * batch)
@@ -149,14 +149,14 @@ class EngineBench:
         *,
         picture_of: Sequence[int] | None = None,
         max_tokens: int = NEW_TOKENS,
-    ) -> Callable[[], Sample]:
+    ) -> Callable[[], TimedRun]:
         pictures = [0] * len(forms) if picture_of is None else picture_of
         return lambda: self._ours.answer(
             self._workload.requests(forms, picture_of=pictures, max_tokens=max_tokens)
         )
 
-    def _by_library(self, batch: int) -> Callable[[], Sample]:
+    def _by_library(self, batch: int) -> Callable[[], TimedRun]:
         return lambda: self._library.answer(batch, NEW_TOKENS)
 
-    def _encode(self) -> Sample:
-        return Sample(total=encode_seconds(self._adapter, self._workload.pictures[0]))
+    def _encode(self) -> TimedRun:
+        return TimedRun(total=encode_seconds(self._adapter, self._workload.pictures[0]))

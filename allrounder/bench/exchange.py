@@ -25,7 +25,7 @@ class End(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Exchange:
+class TimedExchange:
     """What became of one request; moments are those of `time.perf_counter`.
 
     Attributes:
@@ -89,7 +89,7 @@ async def exchange(
     budget: float,
     due: float,
     patience: float,
-) -> Exchange:
+) -> TimedExchange:
     """Send one request and read its stream to the end; never raises for what the server does.
 
     Args:
@@ -103,7 +103,7 @@ async def exchange(
         end = End.ABANDONED
     except (httpx2.HTTPError, ValueError, LookupError, TypeError, AttributeError) as err:
         end, seen.reason = End.FAILED, type(err).__name__
-    return Exchange(
+    return TimedExchange(
         budget=budget,
         end=end,
         due=due,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import httpx2
 
 from allrounder.bench.arrivals import Ask
-from allrounder.bench.exchange import Exchange, exchange
+from allrounder.bench.exchange import TimedExchange, exchange
 from allrounder.bench.targets import Target
 
 Tick = Callable[[], object]
@@ -21,7 +21,7 @@ _LEAD_SECONDS = 0.05
 class Load:
     """All exchanges of one run and the seconds from its start to the last end."""
 
-    exchanges: tuple[Exchange, ...]
+    exchanges: tuple[TimedExchange, ...]
     seconds: float
 
 
@@ -45,7 +45,7 @@ async def open_loop(
     bodies = [target.body(ask, max_tokens=max_tokens) for ask in asks]
     started = time.perf_counter() + _LEAD_SECONDS
 
-    async def send(body: bytes, ask: Ask, due: float) -> Exchange:
+    async def send(body: bytes, ask: Ask, due: float) -> TimedExchange:
         found = await exchange(client, target, body, budget=ask.budget, due=due, patience=patience)
         tick()
         return found
@@ -72,7 +72,7 @@ async def closed_loop(
     """Clients that ask the same thing again as soon as they are answered."""
     body = target.body(ask, max_tokens=max_tokens)
 
-    async def ask_again_and_again() -> list[Exchange]:
+    async def ask_again_and_again() -> list[TimedExchange]:
         found = []
         for _ in range(num_each):
             found.append(

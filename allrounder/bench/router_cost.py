@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import torch
 
-from allrounder.bench.rows import Row, compared, counted
-from allrounder.bench.sides import OurSide, Sample
+from allrounder.bench.rows import BenchRow, compared, counted
+from allrounder.bench.sides import OurSide, TimedRun
 from allrounder.bench.workload import DENSE, Workload, make_workload
 from allrounder.core import Plan
 from allrounder.cost import prefill_flops
@@ -51,10 +51,10 @@ class RouterCost:
                 torch.randn(1, self._workload.shape.num_question, width) * _FEATURE_SCALE
             )
 
-    def settings(self) -> dict[str, Callable[[], Sample]]:
+    def settings(self) -> dict[str, Callable[[], TimedRun]]:
         return {"router": self._time_router, "layer": self._time_layer}
 
-    def rows(self, router: Sequence[Sample], layer: Sequence[Sample]) -> list[Row]:
+    def rows(self, router: Sequence[TimedRun], layer: Sequence[TimedRun]) -> list[BenchRow]:
         shape = self._workload.shape
         geometry = replace(self._adapter.geometry, num_layers=_NUM_LAYERS, vocab_size=_VOCABULARY)
         dense = Plan.dense(num_layers=_NUM_LAYERS, num_visual=shape.num_visual)
@@ -74,13 +74,13 @@ class RouterCost:
         ]
 
     @torch.inference_mode()
-    def _time_router(self) -> Sample:
+    def _time_router(self) -> TimedRun:
         started = time.perf_counter()
         tokens, layers = self._router(self._visual, self._question)
         (tokens.sum() + layers.sum()).item()
-        return Sample(total=time.perf_counter() - started)
+        return TimedRun(total=time.perf_counter() - started)
 
-    def _time_layer(self) -> Sample:
+    def _time_layer(self) -> TimedRun:
         return self._side.answer(self._workload.requests([DENSE], picture_of=[0], max_tokens=1))
 
 

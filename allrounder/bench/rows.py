@@ -13,7 +13,7 @@ from allrounder.measure.statistics import Estimate, bootstrapped, percentile, ra
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Goal:
+class RatioGoal:
     """The ratio that is aimed at: at least, or at most."""
 
     ratio: float
@@ -27,7 +27,7 @@ class Goal:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class BenchRow:
     """One figure.
 
     Attributes:
@@ -42,7 +42,7 @@ class Row:
     unit: str
     baseline: float | None = None
     ratio: float | None = None
-    goal: Goal | None = None
+    goal: RatioGoal | None = None
     n: int = 1
     stderr: float | None = None
 
@@ -68,8 +68,10 @@ class Row:
         return f"{self.goal} {'met' if self.goal.is_met(self.ratio) else 'missed'}"
 
 
-def row_of(name: str, found: Estimate, unit: str) -> Row:
-    return Row(name=name, value=found.value, unit=unit, n=found.n, stderr=_finite(found.stderr))
+def row_of(name: str, found: Estimate, unit: str) -> BenchRow:
+    return BenchRow(
+        name=name, value=found.value, unit=unit, n=found.n, stderr=_finite(found.stderr)
+    )
 
 
 def compared(
@@ -77,10 +79,10 @@ def compared(
     values: Sequence[float],
     baselines: Sequence[float],
     unit: str,
-) -> Row:
+) -> BenchRow:
     """Medians of both over the same rounds, and of their ratio in each."""
     ratio = bootstrapped(ratios(values, baselines))
-    return Row(
+    return BenchRow(
         name=name,
         value=percentile(values, 50),
         unit=unit,
@@ -91,23 +93,23 @@ def compared(
     )
 
 
-def counted(name: str, value: float, unit: str, baseline: float | None = None) -> Row:
+def counted(name: str, value: float, unit: str, baseline: float | None = None) -> BenchRow:
     """A figure that is computed or counted, not timed."""
     ratio = value / baseline if baseline else None
-    return Row(name=name, value=value, unit=unit, baseline=baseline, ratio=ratio)
+    return BenchRow(name=name, value=value, unit=unit, baseline=baseline, ratio=ratio)
 
 
-def report(environment: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+def report(environment: Mapping[str, Any], rows: Sequence[BenchRow]) -> dict[str, Any]:
     return {"environment": dict(environment), "rows": [row.as_json() for row in rows]}
 
 
-def text_of(environment: Mapping[str, Any], rows: Sequence[Row], *, as_json: bool) -> str:
+def text_of(environment: Mapping[str, Any], rows: Sequence[BenchRow], *, as_json: bool) -> str:
     if as_json:
         return json.dumps(report(environment, rows), allow_nan=False)
     return table_of(environment, rows)
 
 
-def table_of(environment: Mapping[str, Any], rows: Sequence[Row]) -> str:
+def table_of(environment: Mapping[str, Any], rows: Sequence[BenchRow]) -> str:
     """What it ran on, then Markdown: one line a row."""
     lines = [f"{key}: {_plain(value)}" for key, value in environment.items() if value is not None]
     lines += [
@@ -126,7 +128,7 @@ def table_of(environment: Mapping[str, Any], rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def plot_ratios(rows: Sequence[Row], path: Path) -> None:
+def plot_ratios(rows: Sequence[BenchRow], path: Path) -> None:
     """Bars of every ratio with its standard error. Needs the extra `plots`."""
     from allrounder.measure.plots import draw_bars
 

@@ -15,7 +15,7 @@ import httpx2
 
 from allrounder.bench.arrivals import QUESTIONS, Ask, draw_asks, poisson_arrivals
 from allrounder.bench.load import Load, closed_loop, make_client, open_loop
-from allrounder.bench.rows import Row
+from allrounder.bench.rows import BenchRow
 from allrounder.bench.serve_rows import Slo, beside_peer, closed_rows, decode_row, open_rows
 from allrounder.bench.targets import OpenAiApi, OwnApi, Target
 from allrounder.errors import StartupError
@@ -89,8 +89,8 @@ class ServeBench:
             },
         }
 
-    async def run(self, *, tick: Callable[[], object] = lambda: None) -> list[Row]:
-        rows: list[Row] = []
+    async def run(self, *, tick: Callable[[], object] = lambda: None) -> list[BenchRow]:
+        rows: list[BenchRow] = []
         async with make_client() as client:
             for rate in self._options.rates:
                 found = [await self._open(client, each, rate, tick) for each in self._targets]
@@ -106,7 +106,7 @@ class ServeBench:
         target: Target,
         rate: float,
         tick: Callable[[], object],
-    ) -> list[Row]:
+    ) -> list[BenchRow]:
         options, arrivals = self._options, self._arrivals[rate]
         asks = draw_asks(
             len(arrivals),
@@ -133,7 +133,7 @@ class ServeBench:
         target: Target,
         count: int,
         tick: Callable[[], object],
-    ) -> list[Row]:
+    ) -> list[BenchRow]:
         """One request first, so that the encoder knows the picture."""
         options = self._options
         ask = Ask(picture=0, question=QUESTIONS[0], budget=options.budgets[0])
@@ -159,6 +159,6 @@ def _say_reasons(prefix: str, load: Load) -> None:
         logger.warning("%s: %d of %d: %s", prefix, count, len(load.exchanges), reason)
 
 
-def _joined(found: list[list[Row]]) -> list[Row]:
+def _joined(found: list[list[BenchRow]]) -> list[BenchRow]:
     rows = [row for each in found for row in each]
     return rows if len(found) == 1 else rows + beside_peer(*found)

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from allrounder.bench.exchange import End, Exchange
+from allrounder.bench.exchange import End, TimedExchange
 from allrounder.bench.load import Load
 from allrounder.bench.noise_images import jpeg
-from allrounder.bench.rows import Row, counted, row_of
+from allrounder.bench.rows import BenchRow, counted, row_of
 from allrounder.images import decode_image
 from allrounder.measure.statistics import bootstrapped, percentile
 
@@ -30,7 +30,7 @@ class Slo:
     first_token_seconds: float | None = None
     seconds: float | None = None
 
-    def is_met(self, found: Exchange) -> bool:
+    def is_met(self, found: TimedExchange) -> bool:
         if found.end is not End.OK:
             return False
         first = found.first_token_seconds
@@ -46,7 +46,7 @@ def goodput(load: Load, slo: Slo) -> float:
     return sum(map(slo.is_met, load.exchanges)) / load.seconds
 
 
-def open_rows(prefix: str, load: Load, slo: Slo, *, offered: float) -> list[Row]:
+def open_rows(prefix: str, load: Load, slo: Slo, *, offered: float) -> list[BenchRow]:
     """`offered`: requests a second that were due; the baseline of throughput and goodput."""
     answered = _answered(load)
     return [
@@ -58,7 +58,7 @@ def open_rows(prefix: str, load: Load, slo: Slo, *, offered: float) -> list[Row]
     ]
 
 
-def closed_rows(prefix: str, load: Load) -> list[Row]:
+def closed_rows(prefix: str, load: Load) -> list[BenchRow]:
     """With the longest wait for a first token beside the median one, and the time that HTTP and the
     client add to the engine's own."""
     answered = _answered(load)
@@ -78,7 +78,7 @@ def closed_rows(prefix: str, load: Load) -> list[Row]:
     return [*rows, *_throughput_rows(prefix, load, None), *_count_rows(prefix, load)]
 
 
-def decode_row() -> Row:
+def decode_row() -> BenchRow:
     """What intake takes to make safe pixels of one such picture; timed here, part of `queue`."""
     data = jpeg(0)
     seconds = []
@@ -89,7 +89,7 @@ def decode_row() -> Row:
     return row_of("image-decode-p50", bootstrapped(_ms(seconds)), "ms")
 
 
-def beside_peer(own: Sequence[Row], peer: Sequence[Row]) -> list[Row]:
+def beside_peer(own: Sequence[BenchRow], peer: Sequence[BenchRow]) -> list[BenchRow]:
     """Rows of the same name after the target's, ours over the peer's."""
     theirs = {_suffix(row): row for row in peer}
     return [
@@ -99,7 +99,7 @@ def beside_peer(own: Sequence[Row], peer: Sequence[Row]) -> list[Row]:
     ]
 
 
-def plot_rates(rows: Sequence[Row], path: Path) -> None:
+def plot_rates(rows: Sequence[BenchRow], path: Path) -> None:
     """Latency and goodput over the offered rate by target. Needs the extra `plots`."""
     from allrounder.measure.plots import Panel, draw_curves
 
@@ -118,7 +118,7 @@ def plot_rates(rows: Sequence[Row], path: Path) -> None:
     path.write_bytes(draw_curves(panels, size=(12, 4), suffix=path.suffix, columns=len(panels)))
 
 
-def _by_target(rows: Sequence[Row], metric: str) -> dict[str, list[tuple[float, float]]]:
+def _by_target(rows: Sequence[BenchRow], metric: str) -> dict[str, list[tuple[float, float]]]:
     """Points (rate, value) of one metric."""
     curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
@@ -129,7 +129,9 @@ def _by_target(rows: Sequence[Row], metric: str) -> dict[str, list[tuple[float, 
     return curves
 
 
-def _latency_rows(prefix: str, answered: Sequence[Exchange], percents: Sequence[int]) -> list[Row]:
+def _latency_rows(
+    prefix: str, answered: Sequence[TimedExchange], percents: Sequence[int]
+) -> list[BenchRow]:
     kinds = {
         "ttft": _known(found.first_token_seconds for found in answered),
         "tpot": _known(found.seconds_per_token for found in answered),
@@ -142,7 +144,7 @@ def _latency_rows(prefix: str, answered: Sequence[Exchange], percents: Sequence[
     ]
 
 
-def _budget_rows(prefix: str, answered: Sequence[Exchange]) -> list[Row]:
+def _budget_rows(prefix: str, answered: Sequence[TimedExchange]) -> list[BenchRow]:
     budgets = sorted({found.budget for found in answered}, reverse=True)
     rows = []
     for budget in budgets if len(budgets) > 1 else ():
@@ -151,7 +153,7 @@ def _budget_rows(prefix: str, answered: Sequence[Exchange]) -> list[Row]:
     return rows
 
 
-def _throughput_rows(prefix: str, load: Load, offered: float | None) -> list[Row]:
+def _throughput_rows(prefix: str, load: Load, offered: float | None) -> list[BenchRow]:
     answered = _answered(load)
     tokens = sum(found.num_tokens for found in answered)
     return [
@@ -160,7 +162,7 @@ def _throughput_rows(prefix: str, load: Load, offered: float | None) -> list[Row
     ]
 
 
-def _count_rows(prefix: str, load: Load) -> list[Row]:
+def _count_rows(prefix: str, load: Load) -> list[BenchRow]:
     """Each end beside all that were sent: the ratio is its share."""
     sent = len(load.exchanges)
     rows = [counted(f"{prefix}/sent", sent, "requests")]
@@ -170,7 +172,7 @@ def _count_rows(prefix: str, load: Load) -> list[Row]:
     return rows
 
 
-def _answered(load: Load) -> list[Exchange]:
+def _answered(load: Load) -> list[TimedExchange]:
     return [found for found in load.exchanges if found.end is End.OK]
 
 
@@ -182,5 +184,5 @@ def _ms(values: Sequence[float]) -> list[float]:
     return [1000 * value for value in values]
 
 
-def _suffix(row: Row) -> str:
+def _suffix(row: BenchRow) -> str:
     return row.name.partition("/")[2]

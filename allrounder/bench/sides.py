@@ -26,7 +26,7 @@ _NO_LIMIT = 1 << 60
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sample:
+class TimedRun:
     """Seconds of one batch: planning in `total` only; for the library `total` only."""
 
     total: float
@@ -58,9 +58,11 @@ class OurSide:
         at_hand = cast("Adapter", _FeaturesAtHand(adapter, features))
         self.runner = ModelRunner(at_hand, kv_bytes_limit=_NO_LIMIT)
 
-    def answer(self, requests: Sequence[ChatRequest]) -> Sample:
+    def answer(self, requests: Sequence[ChatRequest]) -> TimedRun:
         ran = drive(self.runner, requests)
-        return Sample(total=ran.total, prefill=ran.prefill, decode=ran.decode, results=ran.results)
+        return TimedRun(
+            total=ran.total, prefill=ran.prefill, decode=ran.decode, results=ran.results
+        )
 
 
 class LibrarySide:
@@ -96,13 +98,13 @@ class LibrarySide:
         ).tolist()
         return ids
 
-    def answer(self, num_requests: int, num_tokens: int) -> Sample:
+    def answer(self, num_requests: int, num_tokens: int) -> TimedRun:
         started = time.perf_counter()
         self.token_ids(num_requests, num_tokens)
-        return Sample(total=time.perf_counter() - started)
+        return TimedRun(total=time.perf_counter() - started)
 
 
-def middle_of(repeats: int, run: Callable[[], Sample]) -> Sample:
+def middle_of(repeats: int, run: Callable[[], TimedRun]) -> TimedRun:
     """The sample of median total among some runs: short ones are easily disturbed."""
     return sorted((run() for _ in range(repeats)), key=lambda sample: sample.total)[repeats // 2]
 

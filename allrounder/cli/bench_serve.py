@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from allrounder.bench.rows import Row
+    from allrounder.bench.rows import BenchRow
     from allrounder.bench.serve_bench import ServeBench, ServeOptions
     from allrounder.bench.targets import OpenAiApi
 
@@ -104,7 +104,7 @@ def _measured(
     flags: list[str],
     headers: dict[str, str],
     peer: OpenAiApi | None,
-) -> tuple[dict[str, Any], list[Row]]:
+) -> tuple[dict[str, Any], list[BenchRow]]:
     from allrounder.bench.own_server import own_server
     from allrounder.bench.serve_bench import ServeBench
     from allrounder.bench.targets import OwnApi
@@ -119,7 +119,7 @@ def _measured(
         raise typer.Exit(1) from err
 
 
-async def _run(bench: ServeBench) -> tuple[dict[str, Any], list[Row]]:
+async def _run(bench: ServeBench) -> tuple[dict[str, Any], list[BenchRow]]:
     from tqdm import tqdm
 
     from allrounder.measure.environment import environment
@@ -129,7 +129,7 @@ async def _run(bench: ServeBench) -> tuple[dict[str, Any], list[Row]]:
         return facts, await bench.run(tick=bar.update)
 
 
-def _show(facts: dict[str, Any], rows: list[Row], *, as_json: bool, plot: Path | None) -> None:
+def _show(facts: dict[str, Any], rows: list[BenchRow], *, as_json: bool, plot: Path | None) -> None:
     from allrounder.bench.rows import text_of
 
     typer.echo(text_of(facts, rows, as_json=as_json))

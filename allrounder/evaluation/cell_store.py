@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 
 
-class Store:
+class CellStore:
     """Finds what was kept under an equal key; without a folder it forgets with the process."""
 
     def __init__(self, folder: Path | None) -> None:

@@ -20,7 +20,7 @@ _PROMPTS = ("prompt", "question")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class LabelledQuestion:
     """One question with its label: the one form that every benchmark's files are brought to.
 
     Attributes:
@@ -121,7 +121,9 @@ def _given(place: str, value: Any, key: str | None) -> Given:
     )
 
 
-def join(rows: Sequence[Row], given: Iterable[Given], problems: Problems) -> list[str | None]:
+def join(
+    rows: Sequence[LabelledQuestion], given: Iterable[Given], problems: Problems
+) -> list[str | None]:
     """The text of each row's answer, None where there is none.
 
     An answer fits the rows of its id, and of its question where both sides state one. Where it fits
@@ -154,7 +156,7 @@ def join(rows: Sequence[Row], given: Iterable[Given], problems: Problems) -> lis
     return texts
 
 
-def _fitting(rows: Sequence[Row]) -> Callable[[Given], tuple[int, ...]]:
+def _fitting(rows: Sequence[LabelledQuestion]) -> Callable[[Given], tuple[int, ...]]:
     by_id: dict[str, list[int]] = defaultdict(list)
     by_text: dict[str, list[int]] = defaultdict(list)
     texts = [bare_question(row.text) for row in rows]

@@ -15,7 +15,14 @@ from typing import Any, ClassVar
 from allrounder.core import ImageInput
 from allrounder.errors import InvalidField
 from allrounder.evaluation.benchmark import Item
-from allrounder.evaluation.grading import ID_KEYS, Given, Problems, Row, join, read_answers
+from allrounder.evaluation.grading import (
+    ID_KEYS,
+    Given,
+    LabelledQuestion,
+    Problems,
+    join,
+    read_answers,
+)
 from allrounder.evaluation.official_files import read_rows, unusable
 from allrounder.images import decode_image
 
@@ -23,16 +30,21 @@ _KEPT_PICTURES = 16
 MAX_PICTURE_BYTES = 64 * 2**20
 
 
-class Asked(Item):
+class LocalItem(Item):
     """An item that knows its row and decodes its picture when it is needed, not before.
 
     A thousand decoded photographs would take gigabytes; some are kept, most are decoded again.
     """
 
-    row: Row
+    row: LabelledQuestion
 
     def __init__(
-        self, row: Row, *, cluster: int, load: Callable[[str], ImageInput], grade: Grade
+        self,
+        row: LabelledQuestion,
+        *,
+        cluster: int,
+        load: Callable[[str], ImageInput],
+        grade: Grade,
     ) -> None:
         own = {"question": row.prompt, "type": row.type, "cluster": cluster}
         own |= {"grade": partial(grade, row), "row": row, "_load": load}
@@ -45,7 +57,7 @@ class Asked(Item):
         return load(self.row.picture)
 
 
-Grade = Callable[[Row, str], float]
+Grade = Callable[[LabelledQuestion, str], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,20 +91,20 @@ class LocalBenchmark(ABC):
 
     @classmethod
     @abstractmethod
-    def labelled(cls, path: Path, *, param: str) -> list[Row]:
+    def labelled(cls, path: Path, *, param: str) -> list[LabelledQuestion]:
         """All questions of a file (or folder) of labels, in its order. Raises InvalidField."""
 
     @staticmethod
     @abstractmethod
-    def grade(row: Row, answer: str) -> float:
+    def grade(row: LabelledQuestion, answer: str) -> float:
         """0 to 1 for any text."""
 
     @staticmethod
-    def understood(_row: Row, _answer: str, /) -> bool:
+    def understood(_row: LabelledQuestion, _answer: str, /) -> bool:
         """Whether the answer holds what is graded (a letter, a yes or no), right or wrong."""
         return True
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[LabelledQuestion]:
         return self.labelled(self.label_file(), param="data")
 
     @classmethod
@@ -105,7 +117,9 @@ class LocalBenchmark(ABC):
         return cls.report(rows, join(rows, cls.given(files.answers), problems), problems)
 
     @classmethod
-    def in_order_of(cls, questions: Path, rows: Sequence[Row]) -> list[Row]:
+    def in_order_of(
+        cls, questions: Path, rows: Sequence[LabelledQuestion]
+    ) -> list[LabelledQuestion]:
         """Rows as a question file has them, those it does not ask last."""
         lines = read_rows(questions, (), param="questions")
         names = [str(line[key]) for line in lines for key in ID_KEYS if key in line]
@@ -118,7 +132,7 @@ class LocalBenchmark(ABC):
 
     @classmethod
     def report(
-        cls, rows: Sequence[Row], texts: Sequence[str | None], problems: Problems
+        cls, rows: Sequence[LabelledQuestion], texts: Sequence[str | None], problems: Problems
     ) -> dict[str, Any]:
         for row, text in zip(rows, texts, strict=True):
             if text is not None and text.strip() and not cls.understood(row, text):
@@ -126,12 +140,14 @@ class LocalBenchmark(ABC):
         return {**cls.figures(rows, texts), "n": len(rows), "problems": problems.report()}
 
     @classmethod
-    def figures(cls, rows: Sequence[Row], texts: Sequence[str | None]) -> dict[str, Any]:
+    def figures(
+        cls, rows: Sequence[LabelledQuestion], texts: Sequence[str | None]
+    ) -> dict[str, Any]:
         """The official figures; a text of None is a missing answer, and wrong."""
         return {"accuracy": mean(cls.grades(rows, texts))}
 
     @classmethod
-    def grades(cls, rows: Sequence[Row], texts: Sequence[str | None]) -> list[float]:
+    def grades(cls, rows: Sequence[LabelledQuestion], texts: Sequence[str | None]) -> list[float]:
         return [
             0.0 if text is None or not text.strip() else cls.grade(row, text)
             for row, text in zip(rows, texts, strict=True)
@@ -152,7 +168,7 @@ class LocalBenchmark(ABC):
                 clusters[row.picture] = len(clusters)
                 load(row.picture)
         return [
-            Asked(row, cluster=clusters[row.picture], load=load, grade=type(self).grade)
+            LocalItem(row, cluster=clusters[row.picture], load=load, grade=type(self).grade)
             for row in rows
         ]
 
@@ -160,8 +176,8 @@ class LocalBenchmark(ABC):
         return self.figures(self.rows_of(items), list(answers))
 
     @staticmethod
-    def rows_of(items: Sequence[Item]) -> list[Row]:
-        rows = [item.row for item in items if isinstance(item, Asked)]
+    def rows_of(items: Sequence[Item]) -> list[LabelledQuestion]:
+        rows = [item.row for item in items if isinstance(item, LocalItem)]
         assert len(rows) == len(items), "a summary is asked for with the benchmark's own items"
         return rows
 
@@ -197,7 +213,7 @@ def from_base64(text: str, name: str) -> ImageInput:
     return decoded(data, name)
 
 
-def drawn(rows: Sequence[Row], *, limit: int, seed: int) -> list[Row]:
+def drawn(rows: Sequence[LabelledQuestion], *, limit: int, seed: int) -> list[LabelledQuestion]:
     """Whole groups while they fit; the first one is cut where even it does not."""
     groups: dict[str, list[int]] = {}
     for idx, row in enumerate(rows):
@@ -216,7 +232,7 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def by_type(rows: Sequence[Row], values: Sequence[float]) -> dict[str, float]:
+def by_type(rows: Sequence[LabelledQuestion], values: Sequence[float]) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for row, value in zip(rows, values, strict=True):
         found.setdefault(row.type, []).append(value)

@@ -35,7 +35,7 @@ def main_table(cells: Sequence[Cell]) -> str:
         ("accuracy", _accuracy),
         ("beside dense", lambda cell: points(cell["dense"])),
         ("same as dense", _loyalty),
-        ("KL", _harm),
+        ("KL", _kl),
         ("KV bytes", lambda cell: percent(cell["kv_ratio"])),
         ("latency", _latency),
     )
@@ -53,7 +53,7 @@ def level_table(cells: Sequence[Cell]) -> str:
         ("prefill FLOPs", lambda cell: percent(cell["flops_ratio"])),
         ("accuracy", _accuracy),
         ("beside dense", lambda cell: points(cell["dense"])),
-        ("KL", _harm),
+        ("KL", _kl),
     )
     ordered = [cell for level in LEVELS for cell in cells if cell.get("level") == level]
     return table(columns, ordered)
@@ -76,7 +76,7 @@ def router_table(cells: Sequence[Cell]) -> str:
         ("accuracy", _accuracy),
         ("beside the first", beside),
         ("same as dense", _loyalty),
-        ("KL", _harm),
+        ("KL", _kl),
     )
     return table(columns, cells)
 
@@ -182,7 +182,7 @@ def _retained(cell: Cell) -> str:
     return "" if cell["retained"] is None else f"{_plus_minus(cell['retained'], 'ratio')} %"
 
 
-def _harm(cell: Cell) -> str:
+def _kl(cell: Cell) -> str:
     if cell["kl_nats"] is None:
         return ""
     return f"{cell['kl_nats']:.3f} ± {cell['kl_stderr']:.3f}"

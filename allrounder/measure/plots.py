@@ -6,6 +6,7 @@ The same data give the same bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -112,7 +113,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.set_ylim(*panel.span)
 
 
-def _style() -> mpl.RcParams:
+def _style() -> AbstractContextManager[None]:
     return mpl.rc_context({"svg.hashsalt": "allrounder", "svg.fonttype": "none"})
 
 

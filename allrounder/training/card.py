@@ -80,7 +80,7 @@ def _loyalty(calibration: Calibration, loyalty: Loyalty) -> str:
     lines = [
         f"Share of greedy answers equal to the dense one on {loyalty.num_samples} samples that "
         "were not trained on, by layers skipped and tokens kept, smoothed to be monotone along "
-        "both (isotonic regression), with the standard error by picture of each size as measured. "
+        "both (isotonic regression), with the standard error by image of each size as measured. "
         "A budget's quality is held against these, less the service's quality margin.",
         "",
         "| skipped | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " |",

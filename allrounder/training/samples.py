@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from allrounder.core import ImageInput
 from allrounder.demo.questions import ask_questions
 from allrounder.demo.scene_pool import pool_scene
-from allrounder.demo.scenes import Split, render
+from allrounder.demo.scenes import SceneSplit, render
 from allrounder.errors import InvalidField
 from allrounder.images import decode_image
 
@@ -52,10 +52,10 @@ def load_images(
     name, *rest = data.split(":")
     if name == DEMO:
         count, scene_seed = _demo_numbers(rest, num_samples)
-        return _limit(_demo_images(count, scene_seed, questions_per_image), num_samples)
+        return limit_questions(_demo_images(count, scene_seed, questions_per_image), num_samples)
     images = _read_lines(Path(data))
     Random(seed).shuffle(images)
-    return _limit(images, num_samples)
+    return limit_questions(images, num_samples)
 
 
 def split_images(
@@ -86,7 +86,7 @@ def _demo_images(count: int, seed: int, per_scene: int) -> list[ImageQuestions]:
     found = 0
     while found < count:
         index = len(images)
-        scene, _ = pool_scene(Split.TRAIN, seed, index)
+        scene, _ = pool_scene(SceneSplit.TRAIN, seed, index)
         rng = Random(f"{seed}-{index}")
         texts = [question.text for question in ask_questions(scene, rng, per_type=1)]
         chosen = tuple(rng.sample(texts, min(per_scene, len(texts))))
@@ -96,7 +96,7 @@ def _demo_images(count: int, seed: int, per_scene: int) -> list[ImageQuestions]:
 
 
 def _draw(seed: int, index: int) -> ImageInput:
-    scene, rng = pool_scene(Split.TRAIN, seed, index)
+    scene, rng = pool_scene(SceneSplit.TRAIN, seed, index)
     pixels = render(scene, rng)
     rgb = pixels.tobytes()
     height, width, _ = pixels.shape
@@ -140,7 +140,7 @@ def _read_image(path: Path) -> ImageInput:
         raise InvalidField(f"image {path} cannot be read", param="data") from err
 
 
-def _limit(images: list[ImageQuestions], num_samples: int) -> list[ImageQuestions]:
+def limit_questions(images: list[ImageQuestions], num_samples: int) -> list[ImageQuestions]:
     chosen: list[ImageQuestions] = []
     left = num_samples
     for image in images:

@@ -80,7 +80,7 @@ def train_router(options: RouterTrainingOptions) -> Manifest:
 def _banks(
     frozen: FrozenModel, options: RouterTrainingOptions
 ) -> tuple[ImageBank, ImageBank, ImageBank]:
-    """Images to calibrate on, to try actions on, and to distil attention on; none in two of them."""
+    """Disjoint images for calibration, for actions and for attention distillation."""
     images = load_images(
         options.data,
         num_samples=options.samples + options.calibration_samples + options.imitation_samples,

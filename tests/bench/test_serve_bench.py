@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from allrounder.bench.arrivals import draw_asks, poisson_arrivals
-from allrounder.bench.exchange import End, Exchange
+from allrounder.bench.exchange import End, TimedExchange
 from allrounder.bench.load import Load
 from allrounder.bench.own_server import own_server
 from allrounder.bench.serve_rows import Slo, beside_peer, closed_rows, goodput, open_rows
@@ -160,8 +160,8 @@ def test_asks_draw_from_every_budget_and_picture() -> None:
     assert sum(ask.budget == 1 for ask in asks) == pytest.approx(150, abs=40)
 
 
-def done(ttft: float, e2e: float, *, budget: float = 1.0, tokens: int = 3) -> Exchange:
-    return Exchange(
+def done(ttft: float, e2e: float, *, budget: float = 1.0, tokens: int = 3) -> TimedExchange:
+    return TimedExchange(
         budget=budget,
         end=End.OK,
         due=0.0,
@@ -173,7 +173,7 @@ def done(ttft: float, e2e: float, *, budget: float = 1.0, tokens: int = 3) -> Ex
     )
 
 
-LOST = Exchange(budget=1.0, end=End.REJECTED, due=0.0, ended=0.01)
+LOST = TimedExchange(budget=1.0, end=End.REJECTED, due=0.0, ended=0.01)
 LOAD = Load(exchanges=(done(0.1, 0.5), done(0.2, 0.6), done(0.3, 1.5), LOST), seconds=2.0)
 
 

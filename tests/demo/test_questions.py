@@ -13,12 +13,12 @@ from allrounder.demo.scenes import (
     SHAPES,
     Scene,
     SceneObject,
-    Split,
+    SceneSplit,
     draw_scene,
     scene_rng,
 )
 
-SCENES = [draw_scene(scene_rng(Split.TEST, 2, index)) for index in range(120)]
+SCENES = [draw_scene(scene_rng(SceneSplit.TEST, 2, index)) for index in range(120)]
 ASKED = [(scene, ask_questions(scene, Random(i))) for i, scene in enumerate(SCENES)]
 WORDING = set(
     re.findall(

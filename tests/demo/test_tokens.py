@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
 from allrounder.demo.questions import ask_questions
-from allrounder.demo.scenes import NUM_PATCHES, Split, draw_scene, render, scene_rng
+from allrounder.demo.scenes import NUM_PATCHES, SceneSplit, draw_scene, render, scene_rng
 from research.demo_model.lvlm import to_pixels
 from research.demo_model.tokens import (
     EOS,
@@ -24,8 +24,8 @@ from research.demo_model.tokens import (
     train_tokenizer,
 )
 
-SCENE = draw_scene(scene_rng(Split.TEST, 3, 0))
-PICTURE = render(SCENE, scene_rng(Split.TEST, 3, 1))
+SCENE = draw_scene(scene_rng(SceneSplit.TEST, 3, 0))
+PICTURE = render(SCENE, scene_rng(SceneSplit.TEST, 3, 1))
 
 
 @pytest.fixture(scope="module")

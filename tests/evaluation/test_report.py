@@ -12,7 +12,7 @@ from allrounder.evaluation.cells import cells_of, infeasible_of
 from allrounder.evaluation.defaults import Search
 from allrounder.evaluation.grid import Contender, Setting, parse_asked, parse_contender
 from allrounder.evaluation.report import Report, report_text, write_report
-from allrounder.evaluation.run import Choice, Finished
+from allrounder.evaluation.run import Finished, SearchResult
 from allrounder.evaluation.trials import Trial
 from tests.evaluation.made_up import ENVIRONMENT, MadeUp
 
@@ -51,7 +51,7 @@ def _finished(
 def report() -> Report:
     searched = replace(
         _finished("fastv:best", "0.5", {0, 1, 2}, 0.49),
-        choice=Choice(
+        choice=SearchResult(
             knob="layer",
             value=3,
             tried={"2": 0.25, "3": 0.5, "8": "too small"},

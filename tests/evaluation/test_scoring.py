@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from allrounder.errors import InvalidField
 from allrounder.evaluation.benchmarks import LOCAL
-from allrounder.evaluation.grading import Given, Problems, Row, join
+from allrounder.evaluation.grading import Given, LabelledQuestion, Problems, join
 from allrounder.evaluation.local import ScoreFiles
 from tests.evaluation.scorer_cases import CASES, ScorerCase, lines, llava_wild, mm_vet, write
 
@@ -127,10 +127,10 @@ def test_no_text_makes_a_grader_raise(
         assert 0 <= LOCAL[case.name].grade(row, text) <= 1
 
 
-_READ: dict[str, list[Row]] = {}
+_READ: dict[str, list[LabelledQuestion]] = {}
 
 
-def _rows(case: ScorerCase, factory: pytest.TempPathFactory) -> list[Row]:
+def _rows(case: ScorerCase, factory: pytest.TempPathFactory) -> list[LabelledQuestion]:
     if case.name not in _READ:
         folder = factory.mktemp("data")
         case.make(folder)
@@ -141,7 +141,7 @@ def _rows(case: ScorerCase, factory: pytest.TempPathFactory) -> list[Row]:
 @given(data=st.data())
 def test_what_is_joined_missing_or_extra_adds_up(data: st.DataObject) -> None:
     names = st.sampled_from("abcdef")
-    rows = [Row(id=name) for name in data.draw(st.lists(names, max_size=8))]
+    rows = [LabelledQuestion(id=name) for name in data.draw(st.lists(names, max_size=8))]
     answers = [
         Given(place=f"line {n}", id=name, text=text)
         for n, (name, text) in enumerate(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from allrounder.evaluation.benchmarks.choices import MultipleChoice, asked
-from allrounder.evaluation.grading import Given, Problems, Row, join, read_answers
+from allrounder.evaluation.grading import Given, LabelledQuestion, Problems, join, read_answers
 from allrounder.evaluation.local import LocalBenchmark, ScoreFiles, mean, within
 from allrounder.evaluation.official_files import read_records, read_rows, unusable
 from allrounder.evaluation.reading import LETTERS, ONE_WORD
@@ -35,7 +35,7 @@ class AOkvqa(MultipleChoice):
     picture_folders: ClassVar[tuple[str, ...]] = _PICTURES
 
     @classmethod
-    def labelled(cls, path: Path, *, param: str) -> list[Row]:
+    def labelled(cls, path: Path, *, param: str) -> list[LabelledQuestion]:
         return [
             _row(path, value, param=param)
             for value in read_rows(path, ("question_id", "question", "choices"), param=param)
@@ -70,7 +70,9 @@ class AOkvqa(MultipleChoice):
         ]
 
     @classmethod
-    def figures(cls, rows: Sequence[Row], texts: Sequence[str | None]) -> dict[str, Any]:
+    def figures(
+        cls, rows: Sequence[LabelledQuestion], texts: Sequence[str | None]
+    ) -> dict[str, Any]:
         return {"multiple_choice": mean(cls.grades(rows, texts))}
 
 
@@ -83,14 +85,14 @@ class AOkvqaDirect(LocalBenchmark):
     picture_folders: ClassVar[tuple[str, ...]] = _PICTURES
 
     @classmethod
-    def labelled(cls, path: Path, *, param: str) -> list[Row]:
+    def labelled(cls, path: Path, *, param: str) -> list[LabelledQuestion]:
         keys = ("question_id", "question", "direct_answers")
         rows = []
         for value in read_rows(path, keys, param=param):
             if value.get("difficult_direct_answer") is True:
                 continue
             rows.append(
-                Row(
+                LabelledQuestion(
                     id=str(value["question_id"]),
                     prompt=f"{value['question']}\n{ONE_WORD}",
                     labels=_people(path, value, param=param),
@@ -100,11 +102,13 @@ class AOkvqaDirect(LocalBenchmark):
         return rows
 
     @staticmethod
-    def grade(row: Row, answer: str) -> float:
+    def grade(row: LabelledQuestion, answer: str) -> float:
         return min(1.0, row.labels.count(answer.strip()) / 3)
 
     @classmethod
-    def figures(cls, rows: Sequence[Row], texts: Sequence[str | None]) -> dict[str, Any]:
+    def figures(
+        cls, rows: Sequence[LabelledQuestion], texts: Sequence[str | None]
+    ) -> dict[str, Any]:
         return {"direct_answer": mean(cls.grades(rows, texts))}
 
 
@@ -115,7 +119,7 @@ def _people(path: Path, value: dict[str, Any], *, param: str) -> tuple[str, ...]
     return tuple(str(answer) for answer in answers)
 
 
-def _row(path: Path, value: dict[str, Any], *, param: str) -> Row:
+def _row(path: Path, value: dict[str, Any], *, param: str) -> LabelledQuestion:
     choices, place = value["choices"], value.get("correct_choice_idx")
     name = str(value["question_id"])
     if not isinstance(choices, list) or not isinstance(place, int):
@@ -123,7 +127,7 @@ def _row(path: Path, value: dict[str, Any], *, param: str) -> Row:
     if not 0 <= place < min(len(choices), len(LETTERS)):
         raise unusable(path, f"{name} has no choice {place}", param=param)
     texts = tuple(str(choice) for choice in choices)
-    return Row(
+    return LabelledQuestion(
         id=name,
         prompt=asked(str(value["question"]), texts),
         label=LETTERS[place],

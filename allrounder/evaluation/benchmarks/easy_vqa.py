@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from allrounder.core import ImageInput
-from allrounder.evaluation.grading import Row
+from allrounder.evaluation.grading import LabelledQuestion
 from allrounder.evaluation.local import MAX_PICTURE_BYTES, LocalBenchmark, decoded, first_file
 from allrounder.evaluation.official_files import read_json, unusable
 from allrounder.evaluation.reading import ONE_WORD, exact_words
@@ -33,7 +33,7 @@ class EasyVqa(LocalBenchmark):
     label_files: ClassVar[tuple[str, ...]] = ("test_questions.json", "*questions*.json")
 
     @classmethod
-    def labelled(cls, path: Path, *, param: str) -> list[Row]:
+    def labelled(cls, path: Path, *, param: str) -> list[LabelledQuestion]:
         found = read_json(path, param=param)
         rows = []
         for place, value in enumerate(found if isinstance(found, list) else []):
@@ -41,7 +41,7 @@ class EasyVqa(LocalBenchmark):
                 raise unusable(path, f"{place} is no [question, answer, image id]", param=param)
             question, answer, image = map(str, value)
             rows.append(
-                Row(
+                LabelledQuestion(
                     id=str(place),
                     text=question,
                     prompt=f"{question}\n{ONE_WORD}",
@@ -55,7 +55,7 @@ class EasyVqa(LocalBenchmark):
         return rows
 
     @staticmethod
-    def grade(row: Row, answer: str) -> float:
+    def grade(row: LabelledQuestion, answer: str) -> float:
         return float(exact_words(answer) == exact_words(row.label))
 
     def picture(self, name: str) -> ImageInput:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from allrounder.evaluation.grading import Given, Row, read_answers
+from allrounder.evaluation.grading import Given, LabelledQuestion, read_answers
 from allrounder.evaluation.local import LocalBenchmark
 from allrounder.evaluation.official_files import read_object, unusable
 from allrounder.evaluation.reading import ONE_WORD, exact_words
@@ -30,14 +30,14 @@ class Gqa(LocalBenchmark):
     )
 
     @classmethod
-    def labelled(cls, path: Path, *, param: str) -> list[Row]:
+    def labelled(cls, path: Path, *, param: str) -> list[LabelledQuestion]:
         rows = []
         for name, value in read_object(path, param=param).items():
             if not isinstance(value, dict) or not isinstance(value.get("answer"), str):
                 raise unusable(path, f"question {name} has no answer", param=param)
             kind = value.get("types")
             rows.append(
-                Row(
+                LabelledQuestion(
                     id=name,
                     prompt=f"{value.get('question', '')}\n{ONE_WORD}",
                     type=str(kind.get("structural", "")) if isinstance(kind, dict) else "",
@@ -57,5 +57,5 @@ class Gqa(LocalBenchmark):
         ]
 
     @staticmethod
-    def grade(row: Row, answer: str) -> float:
+    def grade(row: LabelledQuestion, answer: str) -> float:
         return float(exact_words(answer) == exact_words(row.label))

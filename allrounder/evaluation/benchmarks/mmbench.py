@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from allrounder.core import ImageInput
 from allrounder.evaluation.benchmarks.choices import MultipleChoice, asked
-from allrounder.evaluation.grading import Given, Row, read_answers
+from allrounder.evaluation.grading import Given, LabelledQuestion, read_answers
 from allrounder.evaluation.local import from_base64, mean
 from allrounder.evaluation.official_files import read_table, unusable
 from allrounder.evaluation.reading import LETTERS, ONE_LETTER, ONE_LETTER_CN
@@ -45,7 +45,7 @@ class MMBench(MultipleChoice):
     )
     instruction: ClassVar[str] = ONE_LETTER
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[LabelledQuestion]:
         rows = super().rows()
         pictures = {row.id: row.picture for row in rows}
         rows = [_with_picture(row, pictures) for row in rows]
@@ -53,7 +53,7 @@ class MMBench(MultipleChoice):
         return rows if turned else [each for row in rows for each in self.rotations(row)]
 
     @classmethod
-    def labelled(cls, path: Path, *, param: str) -> list[Row]:
+    def labelled(cls, path: Path, *, param: str) -> list[LabelledQuestion]:
         rows = []
         for place, line in enumerate(read_table(path, ("index", "answer"), param=param), 2):
             index, label = line["index"].strip(), line["answer"].strip()
@@ -63,7 +63,7 @@ class MMBench(MultipleChoice):
         return rows
 
     @classmethod
-    def _row(cls, line: dict[str, str], index: str, label: str) -> Row:
+    def _row(cls, line: dict[str, str], index: str, label: str) -> LabelledQuestion:
         present = [line.get(letter, "") for letter in LETTERS[:4]]
         absent = [n for n, choice in enumerate(present) if choice.strip().lower() in _ABSENT]
         choices = tuple(present[: absent[0]] if absent else present) or tuple(LETTERS[:4])
@@ -71,7 +71,7 @@ class MMBench(MultipleChoice):
         question = line.get("question", "")
         if hint.strip().lower() not in _ABSENT:
             question = f"{hint}\n{question}"
-        return Row(
+        return LabelledQuestion(
             id=index,
             prompt=asked(question, choices, instruction=cls.instruction),
             type=line.get("category", ""),
@@ -91,7 +91,9 @@ class MMBench(MultipleChoice):
         ]
 
     @classmethod
-    def figures(cls, rows: Sequence[Row], texts: Sequence[str | None]) -> dict[str, Any]:
+    def figures(
+        cls, rows: Sequence[LabelledQuestion], texts: Sequence[str | None]
+    ) -> dict[str, Any]:
         circles: dict[str, dict[int, float]] = defaultdict(dict)
         for row, grade in zip(rows, cls.grades(rows, texts), strict=True):
             circles[row.group][int(row.id)] = grade
@@ -101,7 +103,7 @@ class MMBench(MultipleChoice):
         }
 
     @classmethod
-    def rotations(cls, row: Row) -> list[Row]:
+    def rotations(cls, row: LabelledQuestion) -> list[LabelledQuestion]:
         """The row with its choices in every rotated order, the first unchanged."""
         size = len(row.choices)
         place = LETTERS.index(row.label)
@@ -138,7 +140,7 @@ class MMBenchCN(MMBench):
     instruction: ClassVar[str] = ONE_LETTER_CN
 
 
-def _with_picture(row: Row, pictures: dict[str, str]) -> Row:
+def _with_picture(row: LabelledQuestion, pictures: dict[str, str]) -> LabelledQuestion:
     if len(row.picture) >= _LEAST_PICTURE:
         return row
     name = row.picture.strip() or row.group

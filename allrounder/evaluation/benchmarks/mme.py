@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from allrounder.core import ImageInput
 from allrounder.errors import InvalidField
-from allrounder.evaluation.grading import Given, Problems, Row, join, renamed
+from allrounder.evaluation.grading import Given, LabelledQuestion, Problems, join, renamed
 from allrounder.evaluation.local import LocalBenchmark, ScoreFiles
 from allrounder.evaluation.official_files import read_text, unusable
 from allrounder.evaluation.reading import ONE_WORD, YES_OR_NO, bare_question, mme_says
@@ -54,12 +54,12 @@ class Mme(LocalBenchmark):
     files = "MME_Benchmark_release_version: <task>/ of pictures, and their questions with Yes or No"
     label_files: ClassVar[tuple[str, ...]] = ("eval_tool/Your_Results", ".")
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[LabelledQuestion]:
         official = self.data / "eval_tool" / "Your_Results"
         return self.labelled(official if official.is_dir() else self.data, param="data")
 
     @classmethod
-    def labelled(cls, path: Path, *, param: str) -> list[Row]:
+    def labelled(cls, path: Path, *, param: str) -> list[LabelledQuestion]:
         if not path.is_dir():
             raise unusable(path, "expected a folder of <task>.txt", param=param)
         rows = [row for task in PERCEPTION + COGNITION for row in _task(path, task, param=param)]
@@ -81,7 +81,7 @@ class Mme(LocalBenchmark):
         return cls.report(rows, join(rows, given, problems), problems)
 
     @classmethod
-    def _score_folder(cls, known: Sequence[Row], answers: Path) -> dict[str, Any]:
+    def _score_folder(cls, known: Sequence[LabelledQuestion], answers: Path) -> dict[str, Any]:
         problems = Problems()
         given, own = _four_columns(answers, problems)
         places = {(row.id, bare_question(row.text)) for row in known}
@@ -99,15 +99,17 @@ class Mme(LocalBenchmark):
         return found
 
     @staticmethod
-    def grade(row: Row, answer: str) -> float:
+    def grade(row: LabelledQuestion, answer: str) -> float:
         return float(mme_says(answer) == row.label)
 
     @staticmethod
-    def understood(_row: Row, answer: str, /) -> bool:
+    def understood(_row: LabelledQuestion, answer: str, /) -> bool:
         return mme_says(answer) is not None
 
     @classmethod
-    def figures(cls, rows: Sequence[Row], texts: Sequence[str | None]) -> dict[str, Any]:
+    def figures(
+        cls, rows: Sequence[LabelledQuestion], texts: Sequence[str | None]
+    ) -> dict[str, Any]:
         pictures: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for row, grade in zip(rows, cls.grades(rows, texts), strict=True):
             pictures[row.type][row.group].append(grade)
@@ -134,7 +136,7 @@ def _points(pictures: Sequence[Sequence[float]]) -> float:
     return 100 * sum(grades) / len(grades) + 100 * both / len(pictures)
 
 
-def _task(folder: Path, task: str, *, param: str) -> list[Row]:
+def _task(folder: Path, task: str, *, param: str) -> list[LabelledQuestion]:
     table = folder / f"{task}.txt"
     lines: list[tuple[Path, int, list[str]]]
     if table.is_file():
@@ -160,9 +162,9 @@ def _lines(path: Path, *, param: str) -> list[tuple[int, list[str]]]:
     return [(n, line.split("\t")) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
-def _row(task: str, image: str, question: str, label: str) -> Row:
+def _row(task: str, image: str, question: str, label: str) -> LabelledQuestion:
     asked = question.replace(YES_OR_NO, "").strip()
-    return Row(
+    return LabelledQuestion(
         id=f"{task}/{PurePosixPath(image).stem}",
         text=question,
         prompt=f"{asked}\n{ONE_WORD}",
@@ -179,10 +181,10 @@ def _canonical(name: str) -> str:
     return f"{parts[0]}/{PurePosixPath(name).stem}" if parts else name
 
 
-def _four_columns(folder: Path, problems: Problems) -> tuple[list[Given], list[Row]]:
+def _four_columns(folder: Path, problems: Problems) -> tuple[list[Given], list[LabelledQuestion]]:
     """Answers, and the questions with the labels that stand beside them, each once."""
     given: list[Given] = []
-    rows: dict[tuple[str, str], Row] = {}
+    rows: dict[tuple[str, str], LabelledQuestion] = {}
     for path in sorted(folder.glob("*.txt")):
         if path.stem not in PERCEPTION + COGNITION:
             problems.add("extra", path.name)

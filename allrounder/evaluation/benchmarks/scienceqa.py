@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from allrounder.evaluation.benchmarks.choices import MultipleChoice, asked
-from allrounder.evaluation.grading import Given, Row, read_answers
+from allrounder.evaluation.grading import Given, LabelledQuestion, read_answers
 from allrounder.evaluation.local import mean
 from allrounder.evaluation.official_files import read_json, read_object, read_rows, unusable
 from allrounder.evaluation.reading import LETTERS, ONE_LETTER
@@ -33,7 +33,7 @@ class ScienceQA(MultipleChoice):
     picture_folders: ClassVar[tuple[str, ...]] = ("images/test", "images", "test", ".")
 
     @classmethod
-    def labelled(cls, path: Path, *, param: str) -> list[Row]:
+    def labelled(cls, path: Path, *, param: str) -> list[LabelledQuestion]:
         found = read_json(path, param=param)
         if isinstance(found, list):
             return [_from_llava(path, value, param=param) for value in _objects(path, param=param)]
@@ -60,7 +60,9 @@ class ScienceQA(MultipleChoice):
         return [Given(place=answer.place, id=answer.id, text=answer.text) for answer in given]
 
     @classmethod
-    def figures(cls, rows: Sequence[Row], texts: Sequence[str | None]) -> dict[str, Any]:
+    def figures(
+        cls, rows: Sequence[LabelledQuestion], texts: Sequence[str | None]
+    ) -> dict[str, Any]:
         grades = cls.grades(rows, texts)
         pictured = [grade for row, grade in zip(rows, grades, strict=True) if row.picture]
         return {"all": mean(grades), "image": mean(pictured)}
@@ -77,7 +79,7 @@ def _objects(path: Path, *, param: str) -> list[dict[str, Any]]:
     return read_rows(path, ("id", "conversations"), param=param)
 
 
-def _from_llava(path: Path, value: dict[str, Any], *, param: str) -> Row:
+def _from_llava(path: Path, value: dict[str, Any], *, param: str) -> LabelledQuestion:
     pid = str(value["id"])
     try:
         question, label = (str(turn["value"]) for turn in value["conversations"][:2])
@@ -88,7 +90,7 @@ def _from_llava(path: Path, value: dict[str, Any], *, param: str) -> Row:
     letter = label.strip().partition(".")[0]
     if len(letter) != 1 or letter not in LETTERS[: len(choices)]:
         raise unusable(path, f"{pid} is labelled {label[:20]!r}, none of its choices", param=param)
-    return Row(
+    return LabelledQuestion(
         id=pid,
         prompt=f"{question}\n{ONE_LETTER}",
         type="image" if value.get("image") else "text",
@@ -98,7 +100,9 @@ def _from_llava(path: Path, value: dict[str, Any], *, param: str) -> Row:
     )
 
 
-def _from_problem(path: Path, pid: str, problems: dict[str, Any], *, param: str) -> Row:
+def _from_problem(
+    path: Path, pid: str, problems: dict[str, Any], *, param: str
+) -> LabelledQuestion:
     problem = problems.get(pid)
     if not isinstance(problem, dict):
         raise unusable(path, f"has no problem {pid}", param=param)
@@ -112,7 +116,7 @@ def _from_problem(path: Path, pid: str, problems: dict[str, Any], *, param: str)
     question = str(problem.get("question", ""))
     image = problem.get("image")
     texts = tuple(str(choice) for choice in choices)
-    return Row(
+    return LabelledQuestion(
         id=pid,
         prompt=asked(f"Context: {hint}\n{question}" if hint else question, texts),
         type="image" if image else "text",

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from allrounder.errors import InvalidField
 from allrounder.evaluation.benchmarks.choices import MultipleChoice, asked
-from allrounder.evaluation.grading import Given, Row, read_answers
+from allrounder.evaluation.grading import Given, LabelledQuestion, read_answers
 from allrounder.evaluation.local import ScoreFiles, by_type, mean
 from allrounder.evaluation.official_files import read_json, read_records, unusable
 from allrounder.evaluation.reading import LETTERS
@@ -37,16 +37,18 @@ class SeedBench(MultipleChoice):
         return super().score(replace(files, labels=files.labels or files.answers))
 
     @classmethod
-    def labelled(cls, path: Path, *, param: str) -> list[Row]:
+    def labelled(cls, path: Path, *, param: str) -> list[LabelledQuestion]:
         records = [record.value for record in read_records(path, param=param)]
         if len(records) == 1 and isinstance(records[0], dict) and "questions" in records[0]:
             return _official(path, param=param)
-        rows: dict[str, Row] = {}
+        rows: dict[str, LabelledQuestion] = {}
         for value in records:
             label = value.get("gt_answer", value.get("answer")) if isinstance(value, dict) else None
             if label in tuple(LETTERS[:4]) and "question_id" in value:
                 name = str(value["question_id"])
-                rows.setdefault(name, Row(id=name, label=str(label), choices=tuple(LETTERS[:4])))
+                rows.setdefault(
+                    name, LabelledQuestion(id=name, label=str(label), choices=tuple(LETTERS[:4]))
+                )
         if not rows:
             raise InvalidField(f"{path}: no line has question_id and gt_answer", param=param)
         return list(rows.values())
@@ -59,13 +61,15 @@ class SeedBench(MultipleChoice):
         ]
 
     @classmethod
-    def figures(cls, rows: Sequence[Row], texts: Sequence[str | None]) -> dict[str, Any]:
+    def figures(
+        cls, rows: Sequence[LabelledQuestion], texts: Sequence[str | None]
+    ) -> dict[str, Any]:
         grades = cls.grades(rows, texts)
         tasks = {name: value for name, value in by_type(rows, grades).items() if name}
         return {"accuracy": mean(grades)} | ({"tasks": tasks} if tasks else {})
 
 
-def _official(path: Path, *, param: str) -> list[Row]:
+def _official(path: Path, *, param: str) -> list[LabelledQuestion]:
     found = read_json(path, param=param)
     names = {str(number): name for name, number in found.get("question_type", {}).items()}
     rows = []
@@ -77,7 +81,7 @@ def _official(path: Path, *, param: str) -> list[Row]:
         choices = tuple(str(question.get(name, "")) for name in _CHOICES)
         kind = str(question.get("question_type_id", ""))
         rows.append(
-            Row(
+            LabelledQuestion(
                 id=str(question.get("question_id", place)),
                 prompt=asked(str(question.get("question", "")), choices),
                 type=names.get(kind, kind),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from allrounder.evaluation.grading import Row
+from allrounder.evaluation.grading import LabelledQuestion
 from allrounder.evaluation.local import LocalBenchmark, first_file
 from allrounder.evaluation.official_files import read_json, read_rows, unusable
 from allrounder.evaluation.reading import ONE_WORD, bare_question, vqa_accuracy
@@ -32,7 +32,7 @@ class TextVqa(LocalBenchmark):
     label_files: ClassVar[tuple[str, ...]] = ("TextVQA_0.5.1_val.json", "TextVQA*val*.json")
     picture_folders: ClassVar[tuple[str, ...]] = ("train_images", "train_val_images", "images", ".")
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[LabelledQuestion]:
         rows = super().rows()
         prompts = first_file(self.data, ("llava_textvqa_val*.jsonl",))
         if prompts is None:
@@ -49,7 +49,7 @@ class TextVqa(LocalBenchmark):
         ]
 
     @classmethod
-    def labelled(cls, path: Path, *, param: str) -> list[Row]:
+    def labelled(cls, path: Path, *, param: str) -> list[LabelledQuestion]:
         found = read_json(path, param=param)
         values = found.get("data") if isinstance(found, dict) else found
         rows = []
@@ -59,7 +59,7 @@ class TextVqa(LocalBenchmark):
                 raise unusable(path, f"question {place} has not ten answers", param=param)
             question, image = str(value.get("question", "")), str(value.get("image_id", ""))
             rows.append(
-                Row(
+                LabelledQuestion(
                     id=str(value.get("question_id", place)),
                     alias=image,
                     text=question,
@@ -73,5 +73,5 @@ class TextVqa(LocalBenchmark):
         return rows
 
     @staticmethod
-    def grade(row: Row, answer: str) -> float:
+    def grade(row: LabelledQuestion, answer: str) -> float:
         return vqa_accuracy(answer, row.labels)
