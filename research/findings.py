@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import typer
-from allrounder.measure.statistics import Estimate, difference
 
 from allrounder.cli import evaluate
 from allrounder.core import ModelGeometry
 from allrounder.demo.held_out import draw_exams
 from allrounder.demo.wording import NUMBER_WORDS
 from allrounder.evaluation.benchmarks.demo import DemoBenchmark, DemoItem
+from allrounder.measure.statistics import Estimate, difference
 from allrounder.pruning import STRATEGIES
 from allrounder.pruning.autoprune import AutoPrune
 from allrounder.pruning.strategy import Choice, Points, View, keep_best
@@ -96,7 +96,7 @@ def counts(cells: Path, budget: float) -> None:
 
 @app.command()
 def shapes(mine: Path, theirs: Path) -> None:
-    """Points by which one cell is ahead of another, by the number of shapes in the picture."""
+    """Points by which one cell is ahead of another, by the number of shapes in the image."""
     trials = [_read(path) for path in (mine, theirs)]
     items = _items(trials[0]["key"])
     assert trials[0]["key"]["items"] == trials[1]["key"]["items"], "these are other questions"

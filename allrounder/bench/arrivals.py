@@ -16,9 +16,9 @@ QUESTIONS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ask:
-    """One request to come: which picture, which question, at which budget."""
+    """One request to come: which image, which question, at which budget."""
 
-    picture: int
+    image: int
     question: str
     budget: float
 
@@ -32,12 +32,12 @@ def poisson_arrivals(rate: float, *, duration: float, seed: int) -> list[float]:
     return arrivals
 
 
-def draw_asks(count: int, *, budgets: Sequence[float], num_pictures: int, seed: int) -> list[Ask]:
+def draw_asks(count: int, *, budgets: Sequence[float], num_images: int, seed: int) -> list[Ask]:
     """The same seed gives the same mix, whatever answers it."""
     draw = Random(f"asks-{seed}")
     return [
         Ask(
-            picture=draw.randrange(num_pictures),
+            image=draw.randrange(num_images),
             question=draw.choice(QUESTIONS),
             budget=draw.choice(list(budgets)),
         )

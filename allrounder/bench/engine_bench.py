@@ -27,7 +27,7 @@ from allrounder.bench.sides import (
 from allrounder.bench.workload import (
     DENSE,
     NEW_TOKENS,
-    NUM_PICTURES,
+    NUM_IMAGES,
     counts_within,
     make_workload,
     mixed_counts,
@@ -67,7 +67,7 @@ class EngineBench:
         self._options = options
         self._adapter = load_adapter(options.model, device=options.device, dtype=options.dtype)
         self._workload = make_workload(self._adapter)
-        features = encode_all(self._adapter, self._workload.pictures)
+        features = encode_all(self._adapter, self._workload.images)
         self._ours = OurSide(self._adapter, features)
         self._library = LibrarySide(self._adapter, features, self._workload)
         self._router = RouterCost(options.router_width, like=self._adapter)
@@ -96,7 +96,7 @@ class EngineBench:
             "workload": (
                 f"{shape.num_visual} visual + {shape.num_text} text rows, {NEW_TOKENS} new tokens; "
                 "visual features computed before, on both sides; the library is given embedded "
-                "prompts; requests of an equal-plan batch ask the same of the same picture, so "
+                "prompts; requests of an equal-plan batch ask the same of the same image, so "
                 "that the strategy random gives them one plan"
             ),
             "rounds": (
@@ -137,26 +137,26 @@ class EngineBench:
             settings[f"prefill/{share:g}"] = self._by_us([counts], max_tokens=1)
         for name in [name for name in settings if not name.endswith("/8")]:
             settings[name] = partial(middle_of, REPEATS, settings[name])
-        settings["mixed"] = self._by_us(self._mixed, picture_of=range(len(self._mixed)))
+        settings["mixed"] = self._by_us(self._mixed, image_of=range(len(self._mixed)))
         for idx, counts in enumerate(self._mixed):
-            same = [idx] * NUM_PICTURES
-            settings[f"equal-{idx}"] = self._by_us([counts] * NUM_PICTURES, picture_of=same)
+            same = [idx] * NUM_IMAGES
+            settings[f"equal-{idx}"] = self._by_us([counts] * NUM_IMAGES, image_of=same)
         return settings | self._router.settings()
 
     def _by_us(
         self,
         forms: Sequence[Budget],
         *,
-        picture_of: Sequence[int] | None = None,
+        image_of: Sequence[int] | None = None,
         max_tokens: int = NEW_TOKENS,
     ) -> Callable[[], TimedRun]:
-        pictures = [0] * len(forms) if picture_of is None else picture_of
+        images = [0] * len(forms) if image_of is None else image_of
         return lambda: self._ours.answer(
-            self._workload.requests(forms, picture_of=pictures, max_tokens=max_tokens)
+            self._workload.requests(forms, image_of=images, max_tokens=max_tokens)
         )
 
     def _by_library(self, batch: int) -> Callable[[], TimedRun]:
         return lambda: self._library.answer(batch, NEW_TOKENS)
 
     def _encode(self) -> TimedRun:
-        return TimedRun(total=encode_seconds(self._adapter, self._workload.pictures[0]))
+        return TimedRun(total=encode_seconds(self._adapter, self._workload.images[0]))

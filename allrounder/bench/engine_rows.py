@@ -129,7 +129,7 @@ def memory_rows(
     """Bytes of keys and values at a request's end, and requests that the default limit admits."""
 
     def admitted(form: Budget) -> int:
-        (request,) = workload.requests([form], picture_of=[0])
+        (request,) = workload.requests([form], image_of=[0])
         demand = runner.demand(runner.prepare(request))
         return limit // demand.kv_bytes(request.sampling.max_tokens)
 

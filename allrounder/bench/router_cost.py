@@ -41,7 +41,7 @@ class RouterCost:
         visual_VD = self._adapter.embed(torch.randint(0, 256, (num_visual,)).tolist())
         features = VisualTokens(tokens_VD=visual_VD)
         self._side = OurSide(
-            self._adapter, {image.digest: features for image in self._workload.pictures}
+            self._adapter, {image.digest: features for image in self._workload.images}
         )
         self._config = RouterConfig.for_model(model_width=width, num_layers=_NUM_LAYERS)
         with torch.device(like.device):
@@ -81,7 +81,7 @@ class RouterCost:
         return TimedRun(total=time.perf_counter() - started)
 
     def _time_layer(self) -> TimedRun:
-        return self._side.answer(self._workload.requests([DENSE], picture_of=[0], max_tokens=1))
+        return self._side.answer(self._workload.requests([DENSE], image_of=[0], max_tokens=1))
 
 
 def _one_layer(width: int) -> LlavaShape:

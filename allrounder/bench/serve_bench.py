@@ -38,7 +38,7 @@ class ServeOptions:
     budgets: tuple[float, ...] = (1.0, 0.5, 0.25)
     clients: tuple[int, ...] = (1, 64)
     closed_requests: int = 4
-    num_pictures: int = 8
+    num_images: int = 8
     max_tokens: int = 16
     patience: float = 60.0
     slo: Slo = field(default_factory=Slo)
@@ -78,7 +78,7 @@ class ServeBench:
             "peer": next((each.url for each in self._targets[1:]), None),
             "workload": (
                 f"Poisson arrivals for {options.duration:g} s, seed {options.seed}; "
-                f"{options.num_pictures} pictures of 336 x 336 pixels as JPEG; budgets "
+                f"{options.num_images} images of 336 x 336 pixels as JPEG; budgets "
                 f"{', '.join(f'{budget:g}' for budget in options.budgets)} in equal shares; "
                 f"{options.max_tokens} tokens at most; clients hang up after "
                 f"{options.patience:g} s; latency counts from when a request was due"
@@ -111,7 +111,7 @@ class ServeBench:
         asks = draw_asks(
             len(arrivals),
             budgets=options.budgets,
-            num_pictures=options.num_pictures,
+            num_images=options.num_images,
             seed=options.seed,
         )
         load = await open_loop(
@@ -134,9 +134,9 @@ class ServeBench:
         count: int,
         tick: Callable[[], object],
     ) -> list[BenchRow]:
-        """One request first, so that the encoder knows the picture."""
+        """One request first, so that the encoder knows the image."""
         options = self._options
-        ask = Ask(picture=0, question=QUESTIONS[0], budget=options.budgets[0])
+        ask = Ask(image=0, question=QUESTIONS[0], budget=options.budgets[0])
         for num_clients, num_each in ((1, 1), (count, options.closed_requests)):
             load = await closed_loop(
                 client,

@@ -79,7 +79,7 @@ def closed_rows(prefix: str, load: Load) -> list[BenchRow]:
 
 
 def decode_row() -> BenchRow:
-    """What intake takes to make safe pixels of one such picture; timed here, part of `queue`."""
+    """What intake takes to make safe pixels of one such image; timed here, part of `queue`."""
     data = jpeg(0)
     seconds = []
     for _ in range(_NUM_DECODED):

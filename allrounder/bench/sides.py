@@ -75,13 +75,13 @@ class LibrarySide:
         self, adapter: TransformersAdapter, features: Features, workload: Workload
     ) -> None:
         self._model: Any = adapter.plain_twin()
-        layout = adapter.layout(workload.pictures[0])
+        layout = adapter.layout(workload.images[0])
         prompt = adapter.prompt(workload.question, [layout])
         rows = prompt_rows(
             adapter,
             prompt,
             adapter.positions(prompt, [layout]),
-            features[workload.pictures[0].digest],
+            features[workload.images[0].digest],
             Plan.dense(num_layers=adapter.geometry.num_layers, num_visual=layout.num_visual),
         )
         self._embedded_1SD = rows.hidden_SD[None]
@@ -114,7 +114,7 @@ def encode_all(adapter: Adapter, images: Sequence[ImageInput]) -> dict[str, Visu
 
 
 def encode_seconds(adapter: Adapter, image: ImageInput) -> float:
-    """One picture through the vision tower; waits for the device."""
+    """One image through the vision tower; waits for the device."""
     started = time.perf_counter()
     adapter.encode([image])[0].tokens_VD[0, 0].item()
     return time.perf_counter() - started

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from allrounder.bench.arrivals import Ask
 from allrounder.bench.noise_images import jpeg_url
 
-_picture = lru_cache(maxsize=256)(jpeg_url)
+_image = lru_cache(maxsize=256)(jpeg_url)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +59,7 @@ class OwnApi:
 
     def body(self, ask: Ask, *, max_tokens: int) -> bytes:
         fields = {
-            "image": _picture(ask.picture),
+            "image": _image(ask.image),
             "question": ask.question,
             "budget": ask.budget,
             "max_tokens": max_tokens,
@@ -90,7 +90,7 @@ class OpenAiApi:
 
     def body(self, ask: Ask, *, max_tokens: int) -> bytes:
         content = [
-            {"type": "image_url", "image_url": {"url": _picture(ask.picture)}},
+            {"type": "image_url", "image_url": {"url": _image(ask.image)}},
             {"type": "text", "text": ask.question},
         ]
         fields = {

@@ -34,7 +34,7 @@ Clients = Annotated[
     str, typer.Option(help="Clients that wait for their answers, comma-separated; empty: none.")
 ]
 EachSends = Annotated[int, typer.Option(help="Requests of each such client.", min=1)]
-Pictures = Annotated[int, typer.Option(help="Pictures to draw from.", min=1)]
+Images = Annotated[int, typer.Option(help="Images to draw from.", min=1)]
 MaxTokens = Annotated[int, typer.Option(help="Of each answer.", min=1)]
 Patience = Annotated[float, typer.Option(help="Seconds until a client hangs up.", min=0.01)]
 SloTtft = Annotated[float | None, typer.Option(help="Objective: the first token.", min=0)]
@@ -61,7 +61,7 @@ def serve(
     budgets: Budgets = "1,0.5,0.25",
     clients_closed: Clients = "1,64",
     closed_requests: EachSends = 4,
-    distinct_images: Pictures = 8,
+    distinct_images: Images = 8,
     max_tokens: MaxTokens = 16,
     patience_s: Patience = 60.0,
     slo_ttft_ms: SloTtft = None,
@@ -84,7 +84,7 @@ def serve(
         budgets=_numbers(budgets, "--budgets"),
         clients=tuple(map(int, _numbers(clients_closed, "--clients-closed"))),
         closed_requests=closed_requests,
-        num_pictures=distinct_images,
+        num_images=distinct_images,
         max_tokens=max_tokens,
         patience=patience_s,
         slo=Slo(first_token_seconds=_seconds(slo_ttft_ms), seconds=_seconds(slo_e2e_ms)),

@@ -1,4 +1,4 @@
-"""Finished settings to cells: plain JSON, every mean with a standard error by picture."""
+"""Finished settings to cells: plain JSON, every mean with a standard error by image."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class LabelledQuestion:
         label: the right answer: a word, a letter.
         labels: all right answers, where people gave several.
         group: rows of one group count together (pairs, rotations); '' for none.
-        picture: file name of the image, or the image in base64; '' where there is none.
+        image: file name of the image, or the image in base64; '' where there is none.
     """
 
     id: str
@@ -44,7 +44,7 @@ class LabelledQuestion:
     labels: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     group: str = ""
-    picture: str = ""
+    image: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

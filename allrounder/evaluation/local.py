@@ -1,4 +1,4 @@
-"""What all benchmarks read from local files have in common: pictures, sampling, joining, mean."""
+"""What all benchmarks read from local files have in common: images, sampling, joining, mean."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from allrounder.evaluation.grading import (
 from allrounder.evaluation.official_files import read_rows, unusable
 from allrounder.images import decode_image
 
-_KEPT_PICTURES = 16
-MAX_PICTURE_BYTES = 64 * 2**20
+_KEPT_IMAGES = 16
+MAX_IMAGE_BYTES = 64 * 2**20
 
 
 class LocalItem(Item):
-    """An item that knows its row and decodes its picture when it is needed, not before.
+    """An item that knows its row and decodes its image when it is needed, not before.
 
     A thousand decoded photographs would take gigabytes; some are kept, most are decoded again.
     """
@@ -54,7 +54,7 @@ class LocalItem(Item):
     @property
     def image(self) -> ImageInput:
         load: Callable[[str], ImageInput] = self.__dict__["_load"]
-        return load(self.row.picture)
+        return load(self.row.image)
 
 
 Grade = Callable[[LabelledQuestion, str], float]
@@ -73,7 +73,7 @@ class LocalBenchmark(ABC):
     """A benchmark from the folder of its official files.
 
     A subclass says which files those are (`files`), reads them (`labelled`), grades one answer and
-    makes the official figures. Questions without a picture are graded but never asked.
+    makes the official figures. Questions without an image are graded but never asked.
 
     Attributes:
         label_files: patterns of the file of labels inside the folder, the preferred one first.
@@ -82,7 +82,7 @@ class LocalBenchmark(ABC):
     name: str
     files: str
     label_files: ClassVar[tuple[str, ...]]
-    picture_folders: ClassVar[tuple[str, ...]] = ("images", ".")
+    image_folders: ClassVar[tuple[str, ...]] = ("images", ".")
 
     def __init__(self, data: Path | None = None) -> None:
         if data is None or not data.is_dir():
@@ -156,19 +156,19 @@ class LocalBenchmark(ABC):
     def items(self, *, limit: int, seed: int) -> Sequence[Item]:
         """At most `limit` questions, whole groups, drawn by `seed`, in the order of the files.
 
-        Every picture is decoded once, so that a damaged one is met here and not hours later.
+        Every image is decoded once, so that a damaged one is met here and not hours later.
         """
-        load = lru_cache(maxsize=_KEPT_PICTURES)(self.picture)
-        rows = drawn([row for row in self.rows() if row.picture], limit=limit, seed=seed)
+        load = lru_cache(maxsize=_KEPT_IMAGES)(self.image)
+        rows = drawn([row for row in self.rows() if row.image], limit=limit, seed=seed)
         if not rows:
-            raise self.lacking(f"{self.data} holds no question with a picture")
+            raise self.lacking(f"{self.data} holds no question with an image")
         clusters: dict[str, int] = {}
         for row in rows:
-            if row.picture not in clusters:
-                clusters[row.picture] = len(clusters)
-                load(row.picture)
+            if row.image not in clusters:
+                clusters[row.image] = len(clusters)
+                load(row.image)
         return [
-            LocalItem(row, cluster=clusters[row.picture], load=load, grade=type(self).grade)
+            LocalItem(row, cluster=clusters[row.image], load=load, grade=type(self).grade)
             for row in rows
         ]
 
@@ -181,13 +181,13 @@ class LocalBenchmark(ABC):
         assert len(rows) == len(items), "a summary is asked for with the benchmark's own items"
         return rows
 
-    def picture(self, name: str) -> ImageInput:
+    def image(self, name: str) -> ImageInput:
         """Decoded within the limits of the intake. Raises InvalidField where there is no file."""
-        for folder in self.picture_folders:
+        for folder in self.image_folders:
             path = self.data / folder / name
             if ".." not in Path(name).parts and not Path(name).is_absolute() and path.is_file():
                 return decoded(path.read_bytes(), name)
-        raise self.lacking(f"{self.data} has no picture {name}")
+        raise self.lacking(f"{self.data} has no image {name}")
 
     def label_file(self) -> Path:
         found = first_file(self.data, self.label_files)
@@ -200,8 +200,8 @@ class LocalBenchmark(ABC):
 
 
 def decoded(data: bytes, name: str) -> ImageInput:
-    if len(data) > MAX_PICTURE_BYTES:
-        raise InvalidField(f"{name} is larger than {MAX_PICTURE_BYTES} bytes", param="data")
+    if len(data) > MAX_IMAGE_BYTES:
+        raise InvalidField(f"{name} is larger than {MAX_IMAGE_BYTES} bytes", param="data")
     return decode_image(data, param="data")
 
 
@@ -209,7 +209,7 @@ def from_base64(text: str, name: str) -> ImageInput:
     try:
         data = base64.b64decode(text, validate=False)
     except (binascii.Error, ValueError):
-        raise InvalidField(f"the picture of {name} is no base64", param="data") from None
+        raise InvalidField(f"the image of {name} is no base64", param="data") from None
     return decoded(data, name)
 
 

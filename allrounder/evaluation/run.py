@@ -125,7 +125,7 @@ class Evaluation:
         return Finished(setting=setting, reason=reason)
 
     def _choose(self, setting: Setting) -> SearchResult:
-        """The value with the best mean grade on other pictures; the first of equals."""
+        """The value with the best mean grade on other images; the first of equals."""
         search = setting.contender.search
         assert search is not None, "only a search chooses"
         seed, items = self._options.seed + SELECTION_SEED, self._selection_items()
@@ -148,7 +148,7 @@ class Evaluation:
         )
 
     def _selection_items(self) -> Sequence[Item]:
-        """Of another seed, less those that show a picture of the test."""
+        """Of another seed, less those that show an image of the test."""
         if self._others is None:
             shown = {item.image.digest for item in self.items}
             drawn = self._benchmark.items(

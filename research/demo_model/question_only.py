@@ -1,6 +1,6 @@
-"""How far one comes without the picture: the best constant answer to each pattern of question.
+"""How far one comes without the image: the best constant answer to each pattern of question.
 
-Learned from scenes of the training split alone; no picture is rendered.
+Learned from scenes of the training split alone; no image is rendered.
 """
 
 from __future__ import annotations

@@ -116,8 +116,8 @@ def test_a_prefill_row_is_compared_with_the_reduction_of_its_flops(
 
 
 def test_both_sides_generate_the_same_tokens(tiny: TransformersAdapter, workload: Workload) -> None:
-    features = encode_all(tiny, workload.pictures)
-    ours = OurSide(tiny, features).answer(workload.requests([DENSE], picture_of=[0], max_tokens=6))
+    features = encode_all(tiny, workload.images)
+    ours = OurSide(tiny, features).answer(workload.requests([DENSE], image_of=[0], max_tokens=6))
     stream = tiny.text_stream()
     (theirs,) = LibrarySide(tiny, features, workload).token_ids(1, 6)
     assert len(theirs) == 6

@@ -1,4 +1,4 @@
-"""Rows as JSON, as a table and as a picture."""
+"""Rows as JSON, as a table and as an image."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_goal_is_a_least_or_a_most_and_belongs_to_one_model() -> None:
 
 
 @pytest.mark.timeout(30)
-def test_plots_are_picture_files(tmp_path: Path) -> None:
+def test_plots_are_image_files(tmp_path: Path) -> None:
     rates = [counted(f"us/rate-{rate}/ttft-p50", 10.0 * rate, "ms") for rate in (1, 2)]
     plot_ratios(ROWS, tmp_path / "ratios.png")
     plot_rates(rates, tmp_path / "rates.png")

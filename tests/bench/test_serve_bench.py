@@ -154,9 +154,9 @@ def test_arrivals_are_poisson_repeatable_and_within_the_time() -> None:
     assert deviation == pytest.approx(mean, rel=0.1)
 
 
-def test_asks_draw_from_every_budget_and_picture() -> None:
-    asks = draw_asks(300, budgets=(1.0, 0.5), num_pictures=3, seed=0)
-    assert {ask.picture for ask in asks} == {0, 1, 2}
+def test_asks_draw_from_every_budget_and_image() -> None:
+    asks = draw_asks(300, budgets=(1.0, 0.5), num_images=3, seed=0)
+    assert {ask.image for ask in asks} == {0, 1, 2}
     assert sum(ask.budget == 1 for ask in asks) == pytest.approx(150, abs=40)
 
 

@@ -1,4 +1,4 @@
-"""What a step teaches, with or without a part of the recipe: the same pictures and questions."""
+"""What a step teaches, with or without a part of the recipe: the same images and questions."""
 
 from __future__ import annotations
 

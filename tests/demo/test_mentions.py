@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allrounder.demo.ask_descriptions import NEIGHBOUR, OBJECT, PICTURE, ask_describe
+from allrounder.demo.ask_descriptions import IMAGE, NEIGHBOUR, OBJECT, ask_describe
 from allrounder.demo.facts import place_answers, place_name, place_phrase
 from allrounder.demo.mentions import named_right, read_mentions
 from allrounder.demo.questions import Question, ask_questions, is_correct, score_answer
@@ -150,7 +150,7 @@ def test_every_wording_of_a_description_asks_for_something() -> None:
         ]
         if question is not None
     ]
-    stems = [template.partition("{")[0] for template in (*OBJECT, *NEIGHBOUR, *PICTURE)]
+    stems = [template.partition("{")[0] for template in (*OBJECT, *NEIGHBOUR, *IMAGE)]
     for stem in stems:
         assert any(question.text.lower().startswith(stem) for question in questions), stem
     for question in questions:

@@ -1,4 +1,4 @@
-"""What can be answered without the picture is learned from training scenes and graded alike."""
+"""What can be answered without the image is learned from training scenes and graded alike."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def test_it_learns_from_the_training_split_alone(monkeypatch: pytest.MonkeyPatch
 def test_it_answers_every_type_and_beats_no_fair_coin_by_far(blind: QuestionOnly) -> None:
     exams = draw_exams(40, seed=5)
     questions = [question for exam in exams for question in exam.questions]
-    pictures = [idx for idx, exam in enumerate(exams) for _ in exam.questions]
-    rows = rows_of(questions, pictures, [blind.answer(q) for q in questions], blind)
+    images = [idx for idx, exam in enumerate(exams) for _ in exam.questions]
+    rows = rows_of(questions, images, [blind.answer(q) for q in questions], blind)
     assert [row.name for row in rows] == ["overall", *TYPES, "describe (exact)"]
     of_type = {row.name: row.question_only for row in rows}
     assert 0.3 < of_type["exist"] < 0.75

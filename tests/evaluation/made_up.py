@@ -29,7 +29,7 @@ ENVIRONMENT = {
 
 
 class MadeUp:
-    """Two questions a picture; a runner that echoes is right in every other one."""
+    """Two questions an image; a runner that echoes is right in every other one."""
 
     name = "made-up"
 

@@ -1,4 +1,4 @@
-"""The report of a few made-up trials, word for word; its tables and its pictures."""
+"""The report of a few made-up trials, word for word; its tables and its images."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_the_report_is_the_golden_one(report: Report) -> None:
 
 
 def test_pairs_are_counted_by_hand(report: Report) -> None:
-    # par@b is right in 2 of 8 and par@a in 3; they differ in item 2, of the second of 4 pictures.
+    # par@b is right in 2 of 8 and par@a in 3; they differ in item 2, of the second of 4 images.
     cell = next(cell for cell in report.cells if cell["strategy"] == "par@b")
     assert cell["accuracy"] == 2 / 8
     assert cell["paired"]["par@a"]["difference"] == pytest.approx(-1 / 8)
@@ -129,9 +129,9 @@ def test_the_files_are_the_same_bytes_each_time(report: Report, tmp_path: Path) 
     assert found["environment"]["command"] == "allrounder evaluate"
 
 
-def test_the_pictures_are_small_and_name_their_axes(report: Report, tmp_path: Path) -> None:
+def test_the_images_are_small_and_name_their_axes(report: Report, tmp_path: Path) -> None:
     write_report(report, tmp_path)
-    picture = (tmp_path / "accuracy-flops.svg").read_text()
-    assert len(picture) < 60_000
+    image = (tmp_path / "accuracy-flops.svg").read_text()
+    assert len(image) < 60_000
     for words in ("accuracy, %", "prefill FLOPs", "par@a", "dense"):
-        assert words in picture
+        assert words in image

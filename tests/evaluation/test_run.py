@@ -132,7 +132,7 @@ def _searched(runner: KnobRunner, monkeypatch: pytest.MonkeyPatch, **changes: An
     return run(runner=runner, strategies=("none", "fake:best"), budgets=("0.7",), **changes)
 
 
-def test_the_best_knob_is_chosen_on_other_pictures_than_the_test(monkeypatch) -> None:
+def test_the_best_knob_is_chosen_on_other_images_than_the_test(monkeypatch) -> None:
     runner = KnobRunner(good_layer=2)
     report = _searched(runner, monkeypatch)
     cell = _cell(report, "fake:best", "0.7")
@@ -150,7 +150,7 @@ def test_the_best_knob_is_chosen_on_other_pictures_than_the_test(monkeypatch) ->
     assert {layer for is_test, layer in knobs if is_test} == {2}
 
 
-def test_without_other_pictures_nothing_is_chosen(monkeypatch) -> None:
+def test_without_other_images_nothing_is_chosen(monkeypatch) -> None:
     benchmark_items = MadeUp.items
     monkeypatch.setattr(
         MadeUp, "items", lambda self, *, limit, seed: benchmark_items(self, limit=limit, seed=0)

@@ -14,7 +14,7 @@ from allrounder.evaluation.reading import LETTERS, ONE_WORD
 
 _FILES = "aokvqa_v1p0_val.json and val2017/*.jpg (COCO 2017)"
 _LABELS = ("aokvqa_v1p0_val.json", "*aokvqa*val*.json", "*aokvqa*.json")
-_PICTURES = ("val2017", "train2017", "test2017", "images", ".")
+_IMAGE_FOLDERS = ("val2017", "train2017", "test2017", "images", ".")
 
 
 class AOkvqa(MultipleChoice):
@@ -24,7 +24,7 @@ class AOkvqa(MultipleChoice):
     min(1, matches / 3) over ten people's answers, compared as written, questions marked
     `difficult_direct_answer` left out.
 
-    Files: `aokvqa_v1p0_val.json`, pictures in `val2017/` under COCO's names. Answers: the official
+    Files: `aokvqa_v1p0_val.json`, images in `val2017/` under COCO's names. Answers: the official
     {question_id: {"multiple_choice": choice, "direct_answer": text}}, or lines with question_id and
     a letter or a choice as text.
     """
@@ -32,7 +32,7 @@ class AOkvqa(MultipleChoice):
     name = "aokvqa"
     files = _FILES
     label_files: ClassVar[tuple[str, ...]] = _LABELS
-    picture_folders: ClassVar[tuple[str, ...]] = _PICTURES
+    image_folders: ClassVar[tuple[str, ...]] = _IMAGE_FOLDERS
 
     @classmethod
     def labelled(cls, path: Path, *, param: str) -> list[LabelledQuestion]:
@@ -82,7 +82,7 @@ class AOkvqaDirect(LocalBenchmark):
     name = "aokvqa-direct"
     files = _FILES
     label_files: ClassVar[tuple[str, ...]] = _LABELS
-    picture_folders: ClassVar[tuple[str, ...]] = _PICTURES
+    image_folders: ClassVar[tuple[str, ...]] = _IMAGE_FOLDERS
 
     @classmethod
     def labelled(cls, path: Path, *, param: str) -> list[LabelledQuestion]:
@@ -96,7 +96,7 @@ class AOkvqaDirect(LocalBenchmark):
                     id=str(value["question_id"]),
                     prompt=f"{value['question']}\n{ONE_WORD}",
                     labels=_people(path, value, param=param),
-                    picture=_picture(value),
+                    image=_image(value),
                 )
             )
         return rows
@@ -132,11 +132,11 @@ def _row(path: Path, value: dict[str, Any], *, param: str) -> LabelledQuestion:
         prompt=asked(str(value["question"]), texts),
         label=LETTERS[place],
         choices=texts,
-        picture=_picture(value),
+        image=_image(value),
     )
 
 
-def _picture(value: dict[str, Any]) -> str:
+def _image(value: dict[str, Any]) -> str:
     """COCO 2017 names: twelve digits."""
     number = value.get("image_id")
     return f"{number:012d}.jpg" if isinstance(number, int) else ""

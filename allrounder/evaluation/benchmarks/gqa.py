@@ -1,4 +1,4 @@
-"""GQA: compositional questions about real pictures, answered in a word."""
+"""GQA: compositional questions about real images, answered in a word."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Gqa(LocalBenchmark):
     Metric: `accuracy`, exact agreement in lower case without a last full stop, as LLaVA hands
     answers to the official script.
 
-    Files: `testdev_balanced_questions.json` ({id: {question, imageId, answer}}), pictures in
+    Files: `testdev_balanced_questions.json` ({id: {question, imageId, answer}}), images in
     `images/<imageId>.jpg`. Answers: lines with question_id and text, or the official list of
     questionId and prediction.
     """
@@ -42,7 +42,7 @@ class Gqa(LocalBenchmark):
                     prompt=f"{value.get('question', '')}\n{ONE_WORD}",
                     type=str(kind.get("structural", "")) if isinstance(kind, dict) else "",
                     label=value["answer"],
-                    picture=f"{value['imageId']}.jpg" if "imageId" in value else "",
+                    image=f"{value['imageId']}.jpg" if "imageId" in value else "",
                 )
             )
         if not rows:

@@ -1,4 +1,4 @@
-"""LLaVA-Bench-in-the-Wild: open questions about 24 pictures, answers compared by a judge."""
+"""LLaVA-Bench-in-the-Wild: open questions about 24 images, answers compared by a judge."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class LlavaBenchInTheWild(LocalBenchmark):
                 id=str(value["question_id"]),
                 prompt=str(value["text"]),
                 type=str(value.get("category", "")),
-                picture=str(value.get("image", "")),
+                image=str(value.get("image", "")),
             )
             for value in read_rows(path, ("question_id", "text"), param=param)
         ]

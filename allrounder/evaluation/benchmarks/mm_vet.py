@@ -24,7 +24,7 @@ class MmVet(LocalBenchmark):
     rounded to one decimal as officially; `capabilities` and `integrations` the same over the
     questions that need a capability, or exactly these. A missing grade is 0.
 
-    Files: `mm-vet.json` ({id: {imagename, question, answer, capability}}), pictures in `images/`.
+    Files: `mm-vet.json` ({id: {imagename, question, answer, capability}}), images in `images/`.
     Scored are the official gradings, {id: {"score": [one a run]}}; labels may also be LLaVA's
     question lines, which know no capabilities. LocalItem without GPT-4, an answer gets the share of
     the reference's parts it names: a stand-in, without official figures.
@@ -50,7 +50,7 @@ class MmVet(LocalBenchmark):
                     prompt=str(value.get("question", "")),
                     type="+".join(sorted(map(str, needed if isinstance(needed, list) else []))),
                     label=str(value.get("answer", "")),
-                    picture=str(value.get("imagename", "")),
+                    image=str(value.get("imagename", "")),
                 )
             )
         return rows
@@ -85,7 +85,7 @@ def _line(value: dict[str, Any]) -> LabelledQuestion:
     return LabelledQuestion(
         id=f"v1_{value['question_id']}",
         prompt=str(value["text"]),
-        picture=str(value.get("image", "")),
+        image=str(value.get("image", "")),
     )
 
 

@@ -17,8 +17,8 @@ from allrounder.evaluation.reading import LETTERS, ONE_LETTER, ONE_LETTER_CN
 
 CIRCLE = 1_000_000
 _ABSENT = ("", "nan", "none")
-# Shorter cells are no picture but the index of the row that has it.
-_LEAST_PICTURE = 64
+# Shorter cells are no image but the index of the row that has it.
+_LEAST_IMAGE = 64
 
 
 class MMBench(MultipleChoice):
@@ -47,8 +47,8 @@ class MMBench(MultipleChoice):
 
     def rows(self) -> list[LabelledQuestion]:
         rows = super().rows()
-        pictures = {row.id: row.picture for row in rows}
-        rows = [_with_picture(row, pictures) for row in rows]
+        images = {row.id: row.image for row in rows}
+        rows = [_with_image(row, images) for row in rows]
         turned = any(row.id != row.group for row in rows)
         return rows if turned else [each for row in rows for each in self.rotations(row)]
 
@@ -79,7 +79,7 @@ class MMBench(MultipleChoice):
             labels=(question,),
             choices=choices,
             group=str(int(index) % CIRCLE),
-            picture=line.get("image", ""),
+            image=line.get("image", ""),
         )
 
     @classmethod
@@ -122,7 +122,7 @@ class MMBench(MultipleChoice):
             )
         return turned
 
-    def picture(self, name: str) -> ImageInput:
+    def image(self, name: str) -> ImageInput:
         return from_base64(name, "an MMBench row")
 
 
@@ -140,8 +140,8 @@ class MMBenchCN(MMBench):
     instruction: ClassVar[str] = ONE_LETTER_CN
 
 
-def _with_picture(row: LabelledQuestion, pictures: dict[str, str]) -> LabelledQuestion:
-    if len(row.picture) >= _LEAST_PICTURE:
+def _with_image(row: LabelledQuestion, images: dict[str, str]) -> LabelledQuestion:
+    if len(row.image) >= _LEAST_IMAGE:
         return row
-    name = row.picture.strip() or row.group
-    return replace(row, picture=pictures.get(name, ""))
+    name = row.image.strip() or row.group
+    return replace(row, image=images.get(name, ""))

@@ -1,4 +1,4 @@
-"""MME: fourteen tasks of perception and cognition, two yes-or-no questions a picture."""
+"""MME: fourteen tasks of perception and cognition, two yes-or-no questions an image."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ class Mme(LocalBenchmark):
     """Fu et al., MME (2306.13394).
 
     Protocol: a task scores 100 x (acc + acc+): acc is the share of questions answered right, acc+
-    that of pictures with both right; perception sums ten tasks, cognition four. The answer is read
+    that of images with both right; perception sums ten tasks, cognition four. The answer is read
     by the official tool's rule (`mme_says`: yes or no within its first four characters); one that
     is neither is wrong.
 
     Files: label folder of `<task>.txt` (image, question, Yes or No, by tabs), or the release's
-    `<task>/questions_answers_YN/*.txt` or `<task>/*.txt` a picture; pictures in `<task>/images/` or
+    `<task>/questions_answers_YN/*.txt` or `<task>/*.txt` an image; images in `<task>/images/` or
     `<task>/`. Answers: LLaVA lines (question_id = task/image, the question in prompt), or the
     official folder of `<task>.txt` with the prediction as fourth column.
 
-    The official tool grades such a folder by itself, over the pictures it holds, and the published
+    The official tool grades such a folder by itself, over the images it holds, and the published
     scores are made so. That is what is given; what the label folder has besides is `missing`, what
     it lacks is `extra`, and where there is either, `strict` gives the figures over the label
-    folder, missing answers wrong and extra ones left out. A picture with one of its two questions
+    folder, missing answers wrong and extra ones left out. An image with one of its two questions
     answered, and a task without any answer, count as wrong in both.
     """
 
     name = "mme"
-    files = "MME_Benchmark_release_version: <task>/ of pictures, and their questions with Yes or No"
+    files = "MME_Benchmark_release_version: <task>/ of images, and their questions with Yes or No"
     label_files: ClassVar[tuple[str, ...]] = ("eval_tool/Your_Results", ".")
 
     def rows(self) -> list[LabelledQuestion]:
@@ -110,30 +110,30 @@ class Mme(LocalBenchmark):
     def figures(
         cls, rows: Sequence[LabelledQuestion], texts: Sequence[str | None]
     ) -> dict[str, Any]:
-        pictures: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        images: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for row, grade in zip(rows, cls.grades(rows, texts), strict=True):
-            pictures[row.type][row.group].append(grade)
-        tasks = {task: _points(list(found.values())) for task, found in pictures.items()}
+            images[row.type][row.group].append(grade)
+        tasks = {task: _points(list(found.values())) for task, found in images.items()}
         return {
             "perception": sum(tasks.get(task, 0.0) for task in PERCEPTION),
             "cognition": sum(tasks.get(task, 0.0) for task in COGNITION),
             "tasks": tasks,
         }
 
-    def picture(self, name: str) -> ImageInput:
+    def image(self, name: str) -> ImageInput:
         """`name` is task/stem, or task/file where the labels give the suffix."""
         task, _, file = name.partition("/")
         names = [file, *(f"{file}.{suffix}" for suffix in _SUFFIXES)]
         for candidate in (f"{task}/{sub}{each}" for sub in ("images/", "") for each in names):
             if (self.data / candidate).is_file():
-                return super().picture(candidate)
-        return super().picture(name)
+                return super().image(candidate)
+        return super().image(name)
 
 
-def _points(pictures: Sequence[Sequence[float]]) -> float:
-    grades = [grade for picture in pictures for grade in picture]
-    both = sum(len(picture) > 1 and all(picture) for picture in pictures)
-    return 100 * sum(grades) / len(grades) + 100 * both / len(pictures)
+def _points(images: Sequence[Sequence[float]]) -> float:
+    grades = [grade for image in images for grade in image]
+    both = sum(len(image) > 1 and all(image) for image in images)
+    return 100 * sum(grades) / len(grades) + 100 * both / len(images)
 
 
 def _task(folder: Path, task: str, *, param: str) -> list[LabelledQuestion]:
@@ -171,7 +171,7 @@ def _row(task: str, image: str, question: str, label: str) -> LabelledQuestion:
         type=task,
         label=label.strip().lower(),
         group=f"{task}/{PurePosixPath(image).stem}",
-        picture=f"{task}/{image}",
+        image=f"{task}/{image}",
     )
 
 

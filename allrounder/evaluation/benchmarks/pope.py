@@ -1,4 +1,4 @@
-"""POPE: is an object in the picture, yes or no."""
+"""POPE: is an object in the image, yes or no."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Pope(LocalBenchmark):
     figures depend on it; but a missing or empty answer is neither yes nor no: wrong, a false
     negative where the label is yes, never a false positive.
 
-    Files: `coco_pope_<split>.json` (JSON lines: question_id, image, text, label), pictures in
+    Files: `coco_pope_<split>.json` (JSON lines: question_id, image, text, label), images in
     `val2014/`, `images/` or beside them. Answers: lines with question_id and text, in the order of
     LLaVA's question file where ids restart in every split. With a question file the exam is what
     it asks: labels that it leaves out are `unasked`, its questions without a label `unlabelled`.
@@ -36,7 +36,7 @@ class Pope(LocalBenchmark):
     name = "pope"
     files = "coco_pope_{adversarial,popular,random}.json and val2014/*.jpg"
     label_files: ClassVar[tuple[str, ...]] = ("*pope*.json", "*pope*.jsonl")
-    picture_folders: ClassVar[tuple[str, ...]] = ("val2014", "images", ".")
+    image_folders: ClassVar[tuple[str, ...]] = ("val2014", "images", ".")
 
     def rows(self) -> list[LabelledQuestion]:
         self.label_file()
@@ -56,10 +56,10 @@ class Pope(LocalBenchmark):
     def exam_of(
         cls, questions: Path, rows: Sequence[LabelledQuestion], problems: Problems
     ) -> list[LabelledQuestion]:
-        """Joined by split, picture and question; ids become those of the question file."""
+        """Joined by split, image and question; ids become those of the question file."""
         left: dict[tuple[str, str, str], list[LabelledQuestion]] = defaultdict(list)
         for row in rows:
-            left[row.type, row.picture, bare_question(row.text)].append(row)
+            left[row.type, row.image, bare_question(row.text)].append(row)
         splits = {row.type for row in rows}
         asked = []
         for line in read_rows(questions, ("question_id", "text"), param="questions"):
@@ -140,7 +140,7 @@ def _split(path: Path, *, param: str) -> list[LabelledQuestion]:
                 prompt=f"{text}\n{ONE_WORD}",
                 type=str(value.get("category", _split_of(path))),
                 label=label,
-                picture=str(value.get("image", "")),
+                image=str(value.get("image", "")),
             )
         )
     return rows

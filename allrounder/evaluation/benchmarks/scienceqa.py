@@ -1,4 +1,4 @@
-"""ScienceQA: school questions of multiple choice, half of them with a picture."""
+"""ScienceQA: school questions of multiple choice, half of them with an image."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class ScienceQA(MultipleChoice):
     """Lu et al., Learn to Explain (2209.09513), in LLaVA's form.
 
     Metric: `all` is accuracy over the split test of `pid_splits.json`, `image` over its questions
-    with a picture (the published SQA-IMG); only these are asked of a model.
+    with an image (the published SQA-IMG); only these are asked of a model.
 
-    Files: `problems.json` with `pid_splits.json`, or LLaVA's `llava_test_CQM-A.json`; pictures in
+    Files: `problems.json` with `pid_splits.json`, or LLaVA's `llava_test_CQM-A.json`; images in
     `images/test/<id>/image.png`. Answers: LLaVA's lines (question_id, text), or its result file
     {"results": {id: index}, "outputs": {id: text}}, whose index is the answer.
     """
@@ -30,7 +30,7 @@ class ScienceQA(MultipleChoice):
     name = "scienceqa"
     files = "problems.json with pid_splits.json, or llava_test_CQM-A.json, and images/test/<id>/"
     label_files: ClassVar[tuple[str, ...]] = ("problems.json", "*CQM-A*.json")
-    picture_folders: ClassVar[tuple[str, ...]] = ("images/test", "images", "test", ".")
+    image_folders: ClassVar[tuple[str, ...]] = ("images/test", "images", "test", ".")
 
     @classmethod
     def labelled(cls, path: Path, *, param: str) -> list[LabelledQuestion]:
@@ -64,8 +64,8 @@ class ScienceQA(MultipleChoice):
         cls, rows: Sequence[LabelledQuestion], texts: Sequence[str | None]
     ) -> dict[str, Any]:
         grades = cls.grades(rows, texts)
-        pictured = [grade for row, grade in zip(rows, grades, strict=True) if row.picture]
-        return {"all": mean(grades), "image": mean(pictured)}
+        with_image = [grade for row, grade in zip(rows, grades, strict=True) if row.image]
+        return {"all": mean(grades), "image": mean(with_image)}
 
 
 def _letter(index: Any) -> str | None:
@@ -96,7 +96,7 @@ def _from_llava(path: Path, value: dict[str, Any], *, param: str) -> LabelledQue
         type="image" if value.get("image") else "text",
         label=letter,
         choices=choices,
-        picture=str(value.get("image") or ""),
+        image=str(value.get("image") or ""),
     )
 
 
@@ -122,5 +122,5 @@ def _from_problem(
         type="image" if image else "text",
         label=LETTERS[answer],
         choices=texts,
-        picture=f"{pid}/{image}" if image else "",
+        image=f"{pid}/{image}" if image else "",
     )

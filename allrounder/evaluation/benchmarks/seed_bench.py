@@ -1,4 +1,4 @@
-"""SEED-Bench: multiple choice over nine dimensions of understanding a picture."""
+"""SEED-Bench: multiple choice over nine dimensions of understanding an image."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 
 
 class SeedBench(MultipleChoice):
-    """Li et al., SEED-Bench (2307.16125): the questions about pictures, videos left out.
+    """Li et al., SEED-Bench (2307.16125): the questions about images, videos left out.
 
     Metric: accuracy over all questions, and `tasks`, by kind of question.
 
-    Files: `SEED-Bench.json` ({"questions": [...], "question_type": {name: id}}), pictures in
+    Files: `SEED-Bench.json` ({"questions": [...], "question_type": {name: id}}), images in
     `SEED-Bench-image/`. Labels may also be lines with question_id and gt_answer; answers that carry
     gt_answer need no file of labels. Answers: lines with question_id and prediction or text.
     """
@@ -30,7 +30,7 @@ class SeedBench(MultipleChoice):
     name = "seed-bench"
     files = "SEED-Bench.json and SEED-Bench-image/"
     label_files: ClassVar[tuple[str, ...]] = ("SEED-Bench.json", "*SEED*.json", "*.jsonl")
-    picture_folders: ClassVar[tuple[str, ...]] = ("SEED-Bench-image", "images", ".")
+    image_folders: ClassVar[tuple[str, ...]] = ("SEED-Bench-image", "images", ".")
 
     @classmethod
     def score(cls, files: ScoreFiles) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _official(path: Path, *, param: str) -> list[LabelledQuestion]:
                 type=names.get(kind, kind),
                 label=question["answer"],
                 choices=choices,
-                picture=str(question.get("data_id", "")),
+                image=str(question.get("data_id", "")),
             )
         )
     return rows

@@ -1,4 +1,4 @@
-"""TextVQA: questions that need the text in a picture to be read."""
+"""TextVQA: questions that need the text in an image to be read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TextVqa(LocalBenchmark):
     the evaluation server's normalisation.
 
     Files: `TextVQA_0.5.1_val.json` ({"data": [{question_id, image_id, question, answers}]}),
-    pictures in `train_images/<image_id>.jpg`; `llava_textvqa_val_v051_ocr.jsonl`, where present,
+    images in `train_images/<image_id>.jpg`; `llava_textvqa_val_v051_ocr.jsonl`, where present,
     gives the prompts with OCR tokens that LLaVA's published scores were made with. Answers: lines
     with text and the official question_id, or LLaVA's, whose question_id is the image's and whose
     prompt has the question.
@@ -30,7 +30,7 @@ class TextVqa(LocalBenchmark):
     name = "textvqa"
     files = "TextVQA_0.5.1_val.json and train_images/<image_id>.jpg"
     label_files: ClassVar[tuple[str, ...]] = ("TextVQA_0.5.1_val.json", "TextVQA*val*.json")
-    picture_folders: ClassVar[tuple[str, ...]] = ("train_images", "train_val_images", "images", ".")
+    image_folders: ClassVar[tuple[str, ...]] = ("train_images", "train_val_images", "images", ".")
 
     def rows(self) -> list[LabelledQuestion]:
         rows = super().rows()
@@ -65,7 +65,7 @@ class TextVqa(LocalBenchmark):
                     text=question,
                     prompt=f"{question}\n{ONE_WORD}",
                     labels=tuple(map(str, people)),
-                    picture=f"{image}.jpg" if image else "",
+                    image=f"{image}.jpg" if image else "",
                 )
             )
         if not rows:
