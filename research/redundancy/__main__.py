@@ -5,12 +5,27 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import torch
 import typer
+from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from research.redundancy.experiment import Questions
+from allrounder.errors import AllrounderError
+from allrounder.evaluation.benchmarks import BENCHMARKS
+from allrounder.measure.environment import is_installed
+from allrounder.measure.frozen import FrozenModel
+from allrounder.models.loading import load_adapter
+from allrounder.training.samples import load_images
+from research.redundancy.experiment import (
+    Questions,
+    choose,
+    measure,
+    questions_of,
+    split_questions,
+)
+from research.redundancy.plans import RedundancyOptions
+from research.redundancy.summary import DEMO_GOALS, summary_of, text_of
 
 # Questions at most on which layers are ranked and the best attention is found; none is measured.
 _NUM_CHOOSING = 64
@@ -35,20 +50,8 @@ def redundancy(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Skip layers and drop tokens by several rules, as in Figure 2 of PAR."""
-    from allrounder.measure.environment import is_installed
-
     if output is not None and not is_installed("matplotlib"):
         raise typer.BadParameter("the figure needs the extra plots: pip install allrounder[plots]")
-    import torch
-    from tqdm import tqdm
-
-    from allrounder.errors import AllrounderError
-    from allrounder.measure.frozen import FrozenModel
-    from allrounder.models.loading import load_adapter
-    from research.redundancy.experiment import choose, measure
-    from research.redundancy.plans import RedundancyOptions
-    from research.redundancy.summary import DEMO_GOALS, summary_of, text_of
-
     logging.basicConfig(level=logging.WARNING)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -75,10 +78,6 @@ def _questions(
     benchmark: str, data: str | None, samples: int, seed: int
 ) -> tuple[Questions, Questions]:
     """Questions to choose on and questions to measure, no image in both."""
-    from allrounder.evaluation.benchmarks import BENCHMARKS
-    from allrounder.training.samples import load_images
-    from research.redundancy.experiment import Questions, questions_of, split_questions
-
     num_choosing = min(_NUM_CHOOSING, samples)
     wanted = samples + num_choosing + _SPARE
     if data is not None:
