@@ -91,7 +91,7 @@ def counts(cells: Path, budget: float) -> None:
         pairs = [(_number(own[n]), _number(whole[n])) for n in counted if n < len(own)]
         known = [(a, b) for a, b in pairs if a is not None and b is not None]
         mine, theirs = zip(*known, strict=True)
-        _tell(key["strategy"], difference(mine, theirs, range(len(known))), scale=1)
+        _print_estimate(key["strategy"], difference(mine, theirs, range(len(known))), scale=1)
 
 
 @app.command()
@@ -110,7 +110,7 @@ def shapes(mine: Path, theirs: Path) -> None:
         chosen = [n for n, size in enumerate(sizes) if least <= size < above]
         own, other = ([each[n] for n in chosen] for each in grades)
         clusters = [items[n].cluster for n in chosen]
-        _tell(f"from {least} to {above - 1}", difference(own, other, clusters), scale=100)
+        _print_estimate(f"from {least} to {above - 1}", difference(own, other, clusters), scale=100)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _number(answer: str) -> int | None:
     return int(word) if word.isdigit() else None
 
 
-def _tell(name: str, found: Estimate, *, scale: int) -> None:
+def _print_estimate(name: str, found: Estimate, *, scale: int) -> None:
     typer.echo(f"{name}: {scale * found.value:+.2f} ± {scale * found.stderr:.2f} (n = {found.n})")
 
 

@@ -1,4 +1,4 @@
-"""When requests are due, and what each asks: drawn before the run, from a seed. Pure."""
+"""Arrival times and contents of the requests of a load, drawn before the run, from a seed. Pure."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ QUESTIONS = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ask:
-    """One request to come: which image, which question, at which budget."""
+class LoadRequest:
+    """One request: which image, which question, at which budget."""
 
     image: int
     question: str
@@ -32,11 +32,13 @@ def poisson_arrivals(rate: float, *, duration: float, seed: int) -> list[float]:
     return arrivals
 
 
-def draw_asks(count: int, *, budgets: Sequence[float], num_images: int, seed: int) -> list[Ask]:
+def draw_requests(
+    count: int, *, budgets: Sequence[float], num_images: int, seed: int
+) -> list[LoadRequest]:
     """The same seed gives the same mix, whatever answers it."""
     draw = Random(f"asks-{seed}")
     return [
-        Ask(
+        LoadRequest(
             image=draw.randrange(num_images),
             question=draw.choice(QUESTIONS),
             budget=draw.choice(list(budgets)),

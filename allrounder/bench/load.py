@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import httpx2
 
-from allrounder.bench.arrivals import Ask
+from allrounder.bench.arrivals import LoadRequest
 from allrounder.bench.exchange import TimedExchange, exchange
 from allrounder.bench.targets import Target
 
@@ -34,7 +34,7 @@ def make_client() -> httpx2.AsyncClient:
 async def open_loop(
     client: httpx2.AsyncClient,
     target: Target,
-    asks: Sequence[Ask],
+    requests: Sequence[LoadRequest],
     arrivals: Sequence[float],
     *,
     max_tokens: int,
@@ -42,18 +42,20 @@ async def open_loop(
     tick: Tick,
 ) -> Load:
     """Send each request when it is due, whatever became of those before it."""
-    bodies = [target.body(ask, max_tokens=max_tokens) for ask in asks]
+    bodies = [target.body(request, max_tokens=max_tokens) for request in requests]
     started = time.perf_counter() + _LEAD_SECONDS
 
-    async def send(body: bytes, ask: Ask, due: float) -> TimedExchange:
-        found = await exchange(client, target, body, budget=ask.budget, due=due, patience=patience)
+    async def send(body: bytes, request: LoadRequest, due: float) -> TimedExchange:
+        found = await exchange(
+            client, target, body, budget=request.budget, due=due, patience=patience
+        )
         tick()
         return found
 
     tasks = []
-    for body, ask, at in zip(bodies, asks, arrivals, strict=True):
+    for body, request, at in zip(bodies, requests, arrivals, strict=True):
         await asyncio.sleep(max(started + at - time.perf_counter(), 0))
-        tasks.append(asyncio.create_task(send(body, ask, started + at)))
+        tasks.append(asyncio.create_task(send(body, request, started + at)))
     exchanges = tuple(await asyncio.gather(*tasks))
     return Load(exchanges=exchanges, seconds=time.perf_counter() - started)
 
@@ -61,7 +63,7 @@ async def open_loop(
 async def closed_loop(
     client: httpx2.AsyncClient,
     target: Target,
-    ask: Ask,
+    request: LoadRequest,
     *,
     num_clients: int,
     num_each: int,
@@ -70,9 +72,9 @@ async def closed_loop(
     tick: Tick,
 ) -> Load:
     """Clients that ask the same thing again as soon as they are answered."""
-    body = target.body(ask, max_tokens=max_tokens)
+    body = target.body(request, max_tokens=max_tokens)
 
-    async def ask_again_and_again() -> list[TimedExchange]:
+    async def client_loop() -> list[TimedExchange]:
         found = []
         for _ in range(num_each):
             found.append(
@@ -80,7 +82,7 @@ async def closed_loop(
                     client,
                     target,
                     body,
-                    budget=ask.budget,
+                    budget=request.budget,
                     due=time.perf_counter(),
                     patience=patience,
                 )
@@ -89,7 +91,7 @@ async def closed_loop(
         return found
 
     started = time.perf_counter()
-    of_clients = await asyncio.gather(*(ask_again_and_again() for _ in range(num_clients)))
+    of_clients = await asyncio.gather(*(client_loop() for _ in range(num_clients)))
     return Load(
         exchanges=tuple(found for each in of_clients for found in each),
         seconds=time.perf_counter() - started,

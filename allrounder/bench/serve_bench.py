@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx2
 
-from allrounder.bench.arrivals import QUESTIONS, Ask, draw_asks, poisson_arrivals
+from allrounder.bench.arrivals import QUESTIONS, LoadRequest, draw_requests, poisson_arrivals
 from allrounder.bench.load import Load, closed_loop, make_client, open_loop
 from allrounder.bench.rows import BenchRow
 from allrounder.bench.serve_rows import Slo, beside_peer, closed_rows, decode_row, open_rows
@@ -108,7 +108,7 @@ class ServeBench:
         tick: Callable[[], object],
     ) -> list[BenchRow]:
         options, arrivals = self._options, self._arrivals[rate]
-        asks = draw_asks(
+        requests = draw_requests(
             len(arrivals),
             budgets=options.budgets,
             num_images=options.num_images,
@@ -117,15 +117,15 @@ class ServeBench:
         load = await open_loop(
             client,
             target,
-            asks,
+            requests,
             arrivals,
             max_tokens=options.max_tokens,
             patience=options.patience,
             tick=tick,
         )
         prefix = f"{target.name}/rate-{rate:g}"
-        _say_reasons(prefix, load)
-        return open_rows(prefix, load, options.slo, offered=len(asks) / options.duration)
+        _log_reasons(prefix, load)
+        return open_rows(prefix, load, options.slo, offered=len(requests) / options.duration)
 
     async def _closed(
         self,
@@ -136,12 +136,12 @@ class ServeBench:
     ) -> list[BenchRow]:
         """One request first, so that the encoder knows the image."""
         options = self._options
-        ask = Ask(image=0, question=QUESTIONS[0], budget=options.budgets[0])
+        request = LoadRequest(image=0, question=QUESTIONS[0], budget=options.budgets[0])
         for num_clients, num_each in ((1, 1), (count, options.closed_requests)):
             load = await closed_loop(
                 client,
                 target,
-                ask,
+                request,
                 num_clients=num_clients,
                 num_each=num_each,
                 max_tokens=options.max_tokens,
@@ -149,11 +149,11 @@ class ServeBench:
                 tick=tick,
             )
         prefix = f"{target.name}/clients-{count}"
-        _say_reasons(prefix, load)
+        _log_reasons(prefix, load)
         return closed_rows(prefix, load)
 
 
-def _say_reasons(prefix: str, load: Load) -> None:
+def _log_reasons(prefix: str, load: Load) -> None:
     reasons = Counter(found.reason for found in load.exchanges if found.reason is not None)
     for reason, count in reasons.most_common():
         logger.warning("%s: %d of %d: %s", prefix, count, len(load.exchanges), reason)

@@ -25,7 +25,7 @@ _PLOTTED = (("ttft-p50", "ttft-p99"), ("e2e-p50", "e2e-p99"), ("throughput", "go
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slo:
-    """What an answer must meet to count as good; None asks for nothing."""
+    """What an answer must meet to count as good; None sets no limit."""
 
     first_token_seconds: float | None = None
     seconds: float | None = None

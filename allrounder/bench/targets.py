@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
-from allrounder.bench.arrivals import Ask
+from allrounder.bench.arrivals import LoadRequest
 from allrounder.bench.noise_images import jpeg_url
 
 _image = lru_cache(maxsize=256)(jpeg_url)
@@ -43,7 +43,7 @@ class Target(Protocol):
     @property
     def headers(self) -> Mapping[str, str]: ...
 
-    def body(self, ask: Ask, *, max_tokens: int) -> bytes: ...
+    def body(self, request: LoadRequest, *, max_tokens: int) -> bytes: ...
 
     def read(self, event: Mapping[str, Any]) -> Event: ...
 
@@ -57,11 +57,11 @@ class OwnApi:
     name: str = "allrounder"
     path: str = "/v1/chat"
 
-    def body(self, ask: Ask, *, max_tokens: int) -> bytes:
+    def body(self, request: LoadRequest, *, max_tokens: int) -> bytes:
         fields = {
-            "image": _image(ask.image),
-            "question": ask.question,
-            "budget": ask.budget,
+            "image": _image(request.image),
+            "question": request.question,
+            "budget": request.budget,
             "max_tokens": max_tokens,
             "stream": True,
         }
@@ -88,10 +88,10 @@ class OpenAiApi:
     name: str = "peer"
     path: str = "/v1/chat/completions"
 
-    def body(self, ask: Ask, *, max_tokens: int) -> bytes:
+    def body(self, request: LoadRequest, *, max_tokens: int) -> bytes:
         content = [
-            {"type": "image_url", "image_url": {"url": _image(ask.image)}},
-            {"type": "text", "text": ask.question},
+            {"type": "image_url", "image_url": {"url": _image(request.image)}},
+            {"type": "text", "text": request.question},
         ]
         fields = {
             "model": self.model,

@@ -17,8 +17,8 @@ from allrounder.evaluation.grid import (
     OTHERS,
     Contender,
     Setting,
-    parse_asked,
     parse_contender,
+    parse_grid_budget,
     settings_of,
     with_routers,
 )
@@ -65,7 +65,7 @@ class GridJob:
         self._reads = reads
         self._rows = with_routers(rows, list(spec.routers), reads)
         num_visual = self._model.visual_tokens
-        budgets = [parse_asked(text, num_visual=num_visual) for text in spec.budgets]
+        budgets = [parse_grid_budget(text, num_visual=num_visual) for text in spec.budgets]
         self.grid: list[Setting] = settings_of(self._rows, budgets, limits=spec.limits)
         if not self.grid:
             raise InvalidField("nothing to run", param="strategies")

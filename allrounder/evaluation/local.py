@@ -17,7 +17,7 @@ from allrounder.errors import InvalidField
 from allrounder.evaluation.benchmark import Item
 from allrounder.evaluation.grading import (
     ID_KEYS,
-    Given,
+    GivenAnswer,
     LabelledQuestion,
     Problems,
     join,
@@ -127,7 +127,7 @@ class LocalBenchmark(ABC):
         return sorted(rows, key=lambda row: places.get(row.id, len(names)))
 
     @classmethod
-    def given(cls, answers: Path) -> list[Given]:
+    def given(cls, answers: Path) -> list[GivenAnswer]:
         return read_answers(answers)
 
     @classmethod

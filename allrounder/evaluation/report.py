@@ -109,7 +109,7 @@ def _sections(report: Report) -> Iterator[tuple[str, str]]:
         yield "Accuracy retained", tables.headline_table(counted, rival=rival)
     subject = _subject(pruned)
     if subject is not None:
-        yield f"{subject} beside each", tables.duel_table(pruned, subject=subject)
+        yield f"{subject} beside each", tables.paired_table(pruned, subject=subject)
     for budget in report.budgets:
         yield f"By type of question at budget {budget}", tables.type_table(report.at(budget))
     searched = [cell for cell in pruned if cell["choice"]]

@@ -106,7 +106,7 @@ def type_table(cells: Sequence[Cell]) -> str:
     return table((("strategy", _name), *((name, of_type(name)) for name in types)), cells)
 
 
-def duel_table(cells: Sequence[Cell], *, subject: str) -> str:
+def paired_table(cells: Sequence[Cell], *, subject: str) -> str:
     """Points by which `subject` is ahead of every other, over the same questions."""
     budgets = list(dict.fromkeys(cell["budget_label"] for cell in cells))
     of_budget = {cell["budget_label"]: cell for cell in cells if cell["strategy"] == subject}

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from allrounder.core import ImageInput, ImageLayout, Plan, Prompt, Selection
+from allrounder.core import ImageInput, ImageLayout, Plan, Prompt
 from allrounder.engine.execution.attention.sdpa import attend
 from allrounder.engine.execution.kv_cache import SequenceKv
 from allrounder.engine.execution.ragged import DecoderLoop
@@ -63,27 +63,6 @@ class DenseAnswer:
     @property
     def num_visual(self) -> int:
         return len(self.asked.visual_VD)
-
-
-def make_plan(
-    *,
-    num_layers: int,
-    num_visual: int,
-    kept: Sequence[int] | None = None,
-    skipped: Sequence[int] = (),
-    layer_idx: int = 0,
-) -> Plan:
-    """Keep the visual tokens `kept` from `layer_idx` on and run all layers but `skipped`."""
-    selections: tuple[Selection, ...] = ()
-    if kept is not None:
-        rows = tuple(sorted(kept))
-        selections = (Selection(layer_idx=layer_idx, count=len(rows), kept=rows),)
-    return Plan(
-        strategy="trial",
-        num_visual=num_visual,
-        runs=tuple(idx not in skipped for idx in range(num_layers)),
-        selections=selections,
-    )
 
 
 class FrozenModel:
@@ -175,7 +154,7 @@ class FrozenModel:
         return answers
 
     def _dense(self, asked: EncodedQuestion) -> Plan:
-        return make_plan(num_layers=self.num_layers, num_visual=len(asked.visual_VD))
+        return Plan.dense(num_layers=self.num_layers, num_visual=len(asked.visual_VD))
 
     def _has_ended(self, answer: DenseAnswer) -> bool:
         ended = answer.token_ids[-1] in self.adapter.eos_token_ids

@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from allrounder.measure.frozen import DenseAnswer, EncodedQuestion, FrozenModel, make_plan
+from allrounder.measure.frozen import DenseAnswer, EncodedQuestion, FrozenModel
+from allrounder.measure.plans import make_plan
 from allrounder.pruning.strategy import keep_best
 from allrounder.training.bank import BATCH_QUESTIONS, ImageBank
 

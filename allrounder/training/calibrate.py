@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from allrounder.measure.plans import plan_by, view_of
 from allrounder.pruning.par import Par
 from allrounder.pruning.strategy import Context
 from allrounder.router.network import MetaRouter
 from allrounder.router.weights import Calibration, Loyalty
 from allrounder.training.bank import ImageBank
-from allrounder.training.planning import plan_by, view_of
 from allrounder.training.similarity import block_influence
 
 TOKEN_RATIOS = (0.01, 0.03, 0.06, 0.09, 0.12, 0.16, 0.2, 0.25, 0.31, 0.4, 0.5, 0.65, 0.8, 0.9, 1.0)

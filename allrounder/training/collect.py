@@ -16,7 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from allrounder.core import Plan
-from allrounder.measure.frozen import DenseAnswer, EncodedQuestion, FrozenModel, make_plan
+from allrounder.measure.frozen import DenseAnswer, EncodedQuestion, FrozenModel
+from allrounder.measure.plans import make_plan
 from allrounder.router.network import MetaRouter
 from allrounder.training.actions import Actions, draw_actions
 from allrounder.training.attention_target import AttentionTarget

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from allrounder.core import Plan
 from allrounder.engine.execution.rows import prompt_rows
-from allrounder.measure.frozen import EncodedQuestion, FrozenModel, causal_attention, make_plan
+from allrounder.measure.frozen import EncodedQuestion, FrozenModel, causal_attention
 from allrounder.training.attention_target import AttentionTarget
 from allrounder.training.bank import ImageBank
 from allrounder.training.fit import RouterSample
@@ -74,7 +75,7 @@ def question_attention(
     """H x Q x V of each question's rows in layer `layer_idx`; the prompts share their prefix."""
     adapter = frozen.adapter
     first = asked[0]
-    dense = make_plan(num_layers=frozen.num_layers, num_visual=len(first.visual_VD))
+    dense = Plan.dense(num_layers=frozen.num_layers, num_visual=len(first.visual_VD))
     shared = first.prompt.visual_rows[-1] + 1
     whole = [prompt_rows(adapter, one.prompt, one.positions, one.visual, dense) for one in asked]
     tails = [len(rows) - shared for rows in whole]

@@ -15,6 +15,7 @@ from allrounder.core import Plan
 from allrounder.cost import cost_of
 from allrounder.measure.divergence import Divergence
 from allrounder.measure.frozen import DenseAnswer
+from allrounder.measure.plans import plan_by, view_of
 from allrounder.measure.statistics import Estimate, sample_mean
 from allrounder.pruning.compose import Composed, needs_router
 from allrounder.pruning.fastv import FastV
@@ -25,7 +26,6 @@ from allrounder.pruning.strategy import Context, Strategy, View, looking_flops
 from allrounder.router.network import MetaRouter, router_flops
 from allrounder.router.weights import Calibration
 from allrounder.training.bank import ImageBank
-from allrounder.training.planning import plan_by, view_of
 
 # Shares of visual tokens kept and of layers skipped.
 SIZES = ((0.06, 0.0), (0.12, 0.0), (0.12, 0.125), (0.25, 0.0), (0.25, 0.25))

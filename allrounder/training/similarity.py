@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity
 
 from allrounder.core import Plan
 from allrounder.engine.execution.rows import prompt_rows
-from allrounder.measure.frozen import EncodedQuestion, FrozenModel, causal_attention, make_plan
+from allrounder.measure.frozen import EncodedQuestion, FrozenModel, causal_attention
 
 
 @torch.inference_mode()
@@ -39,5 +39,5 @@ def layer_similarity(frozen: FrozenModel, asked: EncodedQuestion, plan: Plan) ->
 
 def block_influence(frozen: FrozenModel, asked: EncodedQuestion) -> Tensor:
     """1 - cosine(input, output) per layer, mean over the prompt's rows (ShortGPT, section 3.2)."""
-    dense = make_plan(num_layers=frozen.num_layers, num_visual=len(asked.visual_VD))
+    dense = Plan.dense(num_layers=frozen.num_layers, num_visual=len(asked.visual_VD))
     return 1 - layer_similarity(frozen, asked, dense).mean(dim=1)

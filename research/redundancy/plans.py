@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from allrounder.core import Plan
-from allrounder.measure.frozen import DenseAnswer, make_plan
+from allrounder.measure.frozen import DenseAnswer
+from allrounder.measure.plans import make_plan
 from allrounder.pruning.strategy import keep_best
 from allrounder.training.actions import draw_actions
 from allrounder.training.attention_target import AttentionTarget

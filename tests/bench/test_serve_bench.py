@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from allrounder.bench.arrivals import draw_asks, poisson_arrivals
+from allrounder.bench.arrivals import draw_requests, poisson_arrivals
 from allrounder.bench.exchange import End, TimedExchange
 from allrounder.bench.load import Load
 from allrounder.bench.own_server import own_server
@@ -155,9 +155,9 @@ def test_arrivals_are_poisson_repeatable_and_within_the_time() -> None:
 
 
 def test_asks_draw_from_every_budget_and_image() -> None:
-    asks = draw_asks(300, budgets=(1.0, 0.5), num_images=3, seed=0)
-    assert {ask.image for ask in asks} == {0, 1, 2}
-    assert sum(ask.budget == 1 for ask in asks) == pytest.approx(150, abs=40)
+    requests = draw_requests(300, budgets=(1.0, 0.5), num_images=3, seed=0)
+    assert {request.image for request in requests} == {0, 1, 2}
+    assert sum(request.budget == 1 for request in requests) == pytest.approx(150, abs=40)
 
 
 def done(ttft: float, e2e: float, *, budget: float = 1.0, tokens: int = 3) -> TimedExchange:

@@ -10,7 +10,7 @@ import pytest
 
 from allrounder.evaluation.cells import cells_of, infeasible_of
 from allrounder.evaluation.defaults import Search
-from allrounder.evaluation.grid import Contender, Setting, parse_asked, parse_contender
+from allrounder.evaluation.grid import Contender, Setting, parse_contender, parse_grid_budget
 from allrounder.evaluation.report import Report, report_text, write_report
 from allrounder.evaluation.run import Finished, SearchResult
 from allrounder.evaluation.trials import Trial
@@ -26,7 +26,7 @@ def _finished(
 ) -> Finished:
     name, _, router = strategy.partition("@")
     contender = replace(parse_contender(name), label=strategy, router=router or None, search=None)
-    asked = parse_asked(budget, num_visual=196)
+    asked = parse_grid_budget(budget, num_visual=196)
     answers = tuple("?" if idx in wrong else f"word {idx}" for idx in range(num_items))
     return Finished(
         setting=Setting(contender=contender, budget=asked, num_items=num_items),
@@ -64,7 +64,7 @@ def report() -> Report:
             contender=Contender(
                 label="fastv:best", strategy="fastv", search=Search(knob="layer", values=(2,))
             ),
-            budget=parse_asked("tokens=6%", num_visual=196),
+            budget=parse_grid_budget("tokens=6%", num_visual=196),
             num_items=NUM_ITEMS,
         ),
         reason="layer=2: too small",

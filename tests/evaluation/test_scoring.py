@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from allrounder.errors import InvalidField
 from allrounder.evaluation.benchmarks import LOCAL
-from allrounder.evaluation.grading import Given, LabelledQuestion, Problems, join
+from allrounder.evaluation.grading import GivenAnswer, LabelledQuestion, Problems, join
 from allrounder.evaluation.local import ScoreFiles
 from tests.evaluation.scorer_cases import CASES, ScorerCase, lines, llava_wild, mm_vet, write
 
@@ -143,7 +143,7 @@ def test_what_is_joined_missing_or_extra_adds_up(data: st.DataObject) -> None:
     names = st.sampled_from("abcdef")
     rows = [LabelledQuestion(id=name) for name in data.draw(st.lists(names, max_size=8))]
     answers = [
-        Given(place=f"line {n}", id=name, text=text)
+        GivenAnswer(place=f"line {n}", id=name, text=text)
         for n, (name, text) in enumerate(
             data.draw(st.lists(st.tuples(names, st.sampled_from(["x", None])), max_size=10))
         )

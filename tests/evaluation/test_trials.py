@@ -10,7 +10,7 @@ from allrounder.core import Plan
 from allrounder.engine.execution.runner import ModelRunner
 from allrounder.engine.offline import drive
 from allrounder.evaluation.benchmark import Item
-from allrounder.evaluation.grid import Setting, parse_asked, parse_contender, settings_of
+from allrounder.evaluation.grid import Setting, parse_contender, parse_grid_budget, settings_of
 from allrounder.evaluation.trials import DenseAnswers, Trial, run_setting
 from allrounder.measure.frozen import FrozenModel
 from allrounder.models.loading import load_adapter
@@ -38,7 +38,7 @@ def items() -> Sequence[Item]:
 
 
 def _setting(strategy: str, budget: str) -> Setting:
-    asked = parse_asked(budget, num_visual=None)
+    asked = parse_grid_budget(budget, num_visual=None)
     (setting,) = settings_of([parse_contender(strategy)], [asked], limit=NUM_ITEMS)
     return setting
 

@@ -22,7 +22,8 @@ from allrounder.core.budget import Counts
 from allrounder.engine.execution.runner import ModelRunner
 from allrounder.engine.execution.sequence import Sequence
 from allrounder.errors import InvalidImage
-from allrounder.measure.frozen import FrozenModel, make_plan
+from allrounder.measure.frozen import FrozenModel
+from allrounder.measure.plans import make_plan
 from allrounder.models.families.family import PromptPositions, VisualTokens
 from allrounder.models.loading import load_adapter
 from allrounder.models.transformers import TransformersAdapter

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from allrounder.measure.frozen import EncodedQuestion, FrozenModel, make_plan
+from allrounder.measure.frozen import EncodedQuestion, FrozenModel
+from allrounder.measure.plans import make_plan
 from allrounder.pruning.strategy import keep_best
 from allrounder.training import attention_target
 from allrounder.training.attention_target import AttentionTarget, best_target

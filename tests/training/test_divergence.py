@@ -10,7 +10,8 @@ from torch.testing import assert_close
 from transformers import LlavaForConditionalGeneration
 
 from allrounder.errors import InvalidField
-from allrounder.measure.frozen import DenseAnswer, EncodedQuestion, FrozenModel, make_plan
+from allrounder.measure.frozen import DenseAnswer, EncodedQuestion, FrozenModel
+from allrounder.measure.plans import make_plan, plan_by, view_of
 from allrounder.pruning import make_strategy
 from allrounder.pruning.fastv import FastV
 from allrounder.pruning.mmtok import MMTok
@@ -20,7 +21,6 @@ from allrounder.pruning.strategy import Context, Strategy
 from allrounder.pruning.visionzip import VisionZip
 from allrounder.training.bank import ImageBank
 from allrounder.training.calibrate import monotone, skip_counts
-from allrounder.training.planning import plan_by, view_of
 from allrounder.training.similarity import block_influence, layer_similarity
 from tests.tiny import NUM_VISUAL, reference_model
 from tests.training.conftest import NUM_LAYERS

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from allrounder.evaluation.benchmarks.choices import MultipleChoice, asked
-from allrounder.evaluation.grading import Given, LabelledQuestion, Problems, join, read_answers
+from allrounder.evaluation.grading import (
+    GivenAnswer,
+    LabelledQuestion,
+    Problems,
+    join,
+    read_answers,
+)
 from allrounder.evaluation.local import LocalBenchmark, ScoreFiles, mean, within
 from allrounder.evaluation.official_files import read_records, read_rows, unusable
 from allrounder.evaluation.reading import LETTERS, ONE_WORD
@@ -63,9 +69,9 @@ class AOkvqa(MultipleChoice):
         return found
 
     @classmethod
-    def given(cls, answers: Path) -> list[Given]:
+    def given(cls, answers: Path) -> list[GivenAnswer]:
         return [
-            Given(place=answer.place, id=answer.id, text=answer.text)
+            GivenAnswer(place=answer.place, id=answer.id, text=answer.text)
             for answer in read_answers(answers)
         ]
 
@@ -150,9 +156,9 @@ def _official(answers: Path) -> dict[str, Any] | None:
     return None
 
 
-def _setting(official: dict[str, Any], setting: str) -> list[Given]:
+def _setting(official: dict[str, Any], setting: str) -> list[GivenAnswer]:
     return [
-        Given(place=f"entry {name!r}", id=name, text=text if isinstance(text, str) else None)
+        GivenAnswer(place=f"entry {name!r}", id=name, text=text if isinstance(text, str) else None)
         for name, value in official.items()
         for text in ([value[setting]] if isinstance(value, dict) and setting in value else [])
     ]

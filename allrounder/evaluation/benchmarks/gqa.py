@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from allrounder.evaluation.grading import Given, LabelledQuestion, read_answers
+from allrounder.evaluation.grading import GivenAnswer, LabelledQuestion, read_answers
 from allrounder.evaluation.local import LocalBenchmark
 from allrounder.evaluation.official_files import read_object, unusable
 from allrounder.evaluation.reading import ONE_WORD, exact_words
@@ -50,9 +50,9 @@ class Gqa(LocalBenchmark):
         return rows
 
     @classmethod
-    def given(cls, answers: Path) -> list[Given]:
+    def given(cls, answers: Path) -> list[GivenAnswer]:
         return [
-            Given(place=answer.place, id=answer.id, text=answer.text)
+            GivenAnswer(place=answer.place, id=answer.id, text=answer.text)
             for answer in read_answers(answers)
         ]
 

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from allrounder.evaluation.benchmark import Item
-from allrounder.evaluation.grading import Given, LabelledQuestion, Problems, join, read_answers
+from allrounder.evaluation.grading import (
+    GivenAnswer,
+    LabelledQuestion,
+    Problems,
+    join,
+    read_answers,
+)
 from allrounder.evaluation.judges import FULL_SCORE, Judge, Verdict, WordOverlap
 from allrounder.evaluation.local import LocalBenchmark, ScoreFiles, mean, within
 from allrounder.evaluation.official_files import read_records, read_rows
@@ -130,7 +136,7 @@ def _ratio(verdicts: Sequence[Verdict]) -> dict[str, float]:
     }
 
 
-def _reviews(path: Path) -> list[tuple[Given, Verdict | None]]:
+def _reviews(path: Path) -> list[tuple[GivenAnswer, Verdict | None]]:
     """Every review with its verdict; the text of a sound one is its place, to be joined by."""
     reviews = []
     values = [record.value for record in read_records(path, param="answers")]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from allrounder.core import ImageInput
 from allrounder.evaluation.benchmarks.choices import MultipleChoice, asked
-from allrounder.evaluation.grading import Given, LabelledQuestion, read_answers
+from allrounder.evaluation.grading import GivenAnswer, LabelledQuestion, read_answers
 from allrounder.evaluation.local import from_base64, mean
 from allrounder.evaluation.official_files import read_table, unusable
 from allrounder.evaluation.reading import LETTERS, ONE_LETTER, ONE_LETTER_CN
@@ -83,10 +83,10 @@ class MMBench(MultipleChoice):
         )
 
     @classmethod
-    def given(cls, answers: Path) -> list[Given]:
+    def given(cls, answers: Path) -> list[GivenAnswer]:
         # Prompts repeat under every rotation: only the index joins.
         return [
-            Given(place=answer.place, id=answer.id, text=answer.text)
+            GivenAnswer(place=answer.place, id=answer.id, text=answer.text)
             for answer in read_answers(answers)
         ]
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from allrounder.core import ImageInput
 from allrounder.errors import InvalidField
-from allrounder.evaluation.grading import Given, LabelledQuestion, Problems, join, renamed
+from allrounder.evaluation.grading import GivenAnswer, LabelledQuestion, Problems, join, renamed
 from allrounder.evaluation.local import LocalBenchmark, ScoreFiles
 from allrounder.evaluation.official_files import read_text, unusable
 from allrounder.evaluation.reading import ONE_WORD, YES_OR_NO, bare_question, mme_says
@@ -181,9 +181,11 @@ def _canonical(name: str) -> str:
     return f"{parts[0]}/{PurePosixPath(name).stem}" if parts else name
 
 
-def _four_columns(folder: Path, problems: Problems) -> tuple[list[Given], list[LabelledQuestion]]:
+def _four_columns(
+    folder: Path, problems: Problems
+) -> tuple[list[GivenAnswer], list[LabelledQuestion]]:
     """Answers, and the questions with the labels that stand beside them, each once."""
-    given: list[Given] = []
+    given: list[GivenAnswer] = []
     rows: dict[tuple[str, str], LabelledQuestion] = {}
     for path in sorted(folder.glob("*.txt")):
         if path.stem not in PERCEPTION + COGNITION:
@@ -196,7 +198,9 @@ def _four_columns(folder: Path, problems: Problems) -> tuple[list[Given], list[L
                 continue
             row = _row(path.stem, *parts[:3])
             rows.setdefault((row.id, bare_question(row.text)), row)
-            given.append(Given(place=where, id=row.id, text=parts[3].strip(), prompt=row.text))
+            given.append(
+                GivenAnswer(place=where, id=row.id, text=parts[3].strip(), prompt=row.text)
+            )
     if not rows:
         raise unusable(folder, "has no <task>.txt of four columns", param="answers")
     return given, list(rows.values())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from allrounder.evaluation.benchmarks.choices import MultipleChoice, asked
-from allrounder.evaluation.grading import Given, LabelledQuestion, read_answers
+from allrounder.evaluation.grading import GivenAnswer, LabelledQuestion, read_answers
 from allrounder.evaluation.local import mean
 from allrounder.evaluation.official_files import read_json, read_object, read_rows, unusable
 from allrounder.evaluation.reading import LETTERS, ONE_LETTER
@@ -46,18 +46,18 @@ class ScienceQA(MultipleChoice):
         return [_from_problem(path, str(pid), found, param=param) for pid in ids]
 
     @classmethod
-    def given(cls, answers: Path) -> list[Given]:
+    def given(cls, answers: Path) -> list[GivenAnswer]:
         given = read_answers(answers)
         if {"results"} & {answer.id for answer in given}:
             results = read_object(answers, param="answers")["results"]
             if not isinstance(results, dict):
                 raise unusable(answers, "its results are not {id: index}", param="answers")
             given = [
-                Given(place=f"entry {pid!r}", id=pid, text=_letter(index))
+                GivenAnswer(place=f"entry {pid!r}", id=pid, text=_letter(index))
                 for pid, index in results.items()
             ]
         # The prompts of lines hold choices and context: only the id joins.
-        return [Given(place=answer.place, id=answer.id, text=answer.text) for answer in given]
+        return [GivenAnswer(place=answer.place, id=answer.id, text=answer.text) for answer in given]
 
     @classmethod
     def figures(

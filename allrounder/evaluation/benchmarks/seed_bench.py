@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from allrounder.errors import InvalidField
 from allrounder.evaluation.benchmarks.choices import MultipleChoice, asked
-from allrounder.evaluation.grading import Given, LabelledQuestion, read_answers
+from allrounder.evaluation.grading import GivenAnswer, LabelledQuestion, read_answers
 from allrounder.evaluation.local import ScoreFiles, by_type, mean
 from allrounder.evaluation.official_files import read_json, read_records, unusable
 from allrounder.evaluation.reading import LETTERS
@@ -54,9 +54,9 @@ class SeedBench(MultipleChoice):
         return list(rows.values())
 
     @classmethod
-    def given(cls, answers: Path) -> list[Given]:
+    def given(cls, answers: Path) -> list[GivenAnswer]:
         return [
-            Given(place=answer.place, id=answer.id, text=answer.text)
+            GivenAnswer(place=answer.place, id=answer.id, text=answer.text)
             for answer in read_answers(answers)
         ]
 
