@@ -34,7 +34,7 @@ app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
 
 @dataclass(frozen=True, kw_only=True)
 class FirstCut(AutoPrune):
-    """Everything leaves in AutoPrune's first cut, nothing behind it."""
+    """All tokens are dropped at AutoPrune's first selection point."""
 
     name: ClassVar[str] = "autoprune-first"
 

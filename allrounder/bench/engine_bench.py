@@ -17,12 +17,12 @@ from allrounder.bench import engine_rows as rows_of
 from allrounder.bench.router_cost import RouterCost
 from allrounder.bench.rows import BenchRow
 from allrounder.bench.sides import (
+    EngineSide,
     LibrarySide,
-    OurSide,
     TimedRun,
     encode_all,
     encode_seconds,
-    middle_of,
+    median_run,
 )
 from allrounder.bench.workload import (
     DENSE,
@@ -68,7 +68,7 @@ class EngineBench:
         self._adapter = load_adapter(options.model, device=options.device, dtype=options.dtype)
         self._workload = make_workload(self._adapter)
         features = encode_all(self._adapter, self._workload.images)
-        self._ours = OurSide(self._adapter, features)
+        self._ours = EngineSide(self._adapter, features)
         self._library = LibrarySide(self._adapter, features, self._workload)
         self._router = RouterCost(options.router_width, like=self._adapter)
         geometry, shape = self._adapter.geometry, self._workload.shape
@@ -136,7 +136,7 @@ class EngineBench:
         for share, counts in self._within.items():
             settings[f"prefill/{share:g}"] = self._by_us([counts], max_tokens=1)
         for name in [name for name in settings if not name.endswith("/8")]:
-            settings[name] = partial(middle_of, REPEATS, settings[name])
+            settings[name] = partial(median_run, REPEATS, settings[name])
         settings["mixed"] = self._by_us(self._mixed, image_of=range(len(self._mixed)))
         for idx, counts in enumerate(self._mixed):
             same = [idx] * NUM_IMAGES

@@ -46,7 +46,7 @@ def label(counts: Counts) -> str:
 
 
 def stages(samples: Samples) -> list[BenchRow]:
-    """Where a dense request spends its time."""
+    """Seconds of each stage of a dense request."""
     dense, eight = samples["dense/1"], samples["dense/8"]
     steps = NEW_TOKENS - 1
     return [
@@ -66,7 +66,7 @@ def stages(samples: Samples) -> list[BenchRow]:
 
 
 def beside_library(samples: Samples, setting: str, batch: int) -> BenchRow:
-    """End to end, our setting beside the library's dense `generate`."""
+    """End-to-end throughput over that of the library's dense `generate`."""
     ours, theirs = samples[f"{setting}/{batch}"], samples[f"library/{batch}"]
     return compared(
         f"generate/{setting}/{batch}", _rates(ours, batch), _rates(theirs, batch), "tokens/s"

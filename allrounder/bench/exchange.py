@@ -1,4 +1,4 @@
-"""One request over HTTP, with a stopwatch that starts when it was due, not when it was sent."""
+"""One HTTP request, timed from its scheduled arrival rather than from when it was sent."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class End(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimedExchange:
-    """What became of one request; moments are those of `time.perf_counter`.
+    """Outcome of one request; times are those of `time.perf_counter`.
 
     Attributes:
         due: when it should have been sent; every latency counts from here.

@@ -1,4 +1,4 @@
-"""Load on a server: an open loop that waits for nobody, and a closed one of waiting clients."""
+"""Load on a server: an open loop with scheduled arrivals, and a closed loop of clients."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Load:
 
 
 def make_client() -> httpx2.AsyncClient:
-    """No limit of its own: neither on connections nor on time."""
+    """Without limits on connections and without timeouts."""
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
     return httpx2.AsyncClient(timeout=None, limits=limits, trust_env=False)
 
@@ -41,7 +41,7 @@ async def open_loop(
     patience: float,
     tick: Tick,
 ) -> Load:
-    """Send each request when it is due, whatever became of those before it."""
+    """Send each request at its arrival time, whether or not earlier ones have been answered."""
     bodies = [target.body(request, max_tokens=max_tokens) for request in requests]
     started = time.perf_counter() + _LEAD_SECONDS
 
@@ -71,7 +71,7 @@ async def closed_loop(
     patience: float,
     tick: Tick,
 ) -> Load:
-    """Clients that ask the same thing again as soon as they are answered."""
+    """Clients that repeat the same request as soon as it is answered."""
     body = target.body(request, max_tokens=max_tokens)
 
     async def client_loop() -> list[TimedExchange]:

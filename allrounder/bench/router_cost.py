@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from allrounder.bench.rows import BenchRow, compared, counted
-from allrounder.bench.sides import OurSide, TimedRun
+from allrounder.bench.sides import EngineSide, TimedRun
 from allrounder.bench.workload import DENSE, Workload, make_workload
 from allrounder.core import Plan
 from allrounder.cost import prefill_flops
@@ -40,7 +40,7 @@ class RouterCost:
         num_visual = self._workload.shape.num_visual
         visual_VD = self._adapter.embed(torch.randint(0, 256, (num_visual,)).tolist())
         features = VisualTokens(tokens_VD=visual_VD)
-        self._side = OurSide(
+        self._side = EngineSide(
             self._adapter, {image.digest: features for image in self._workload.images}
         )
         self._config = RouterConfig.for_model(model_width=width, num_layers=_NUM_LAYERS)

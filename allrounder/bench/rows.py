@@ -1,4 +1,4 @@
-"""Rows of a benchmark: as JSON, as a Markdown table, as bars. Knows nothing of how they came."""
+"""Rows of a benchmark as JSON, Markdown and bars. Knows nothing of what was measured."""
 
 from __future__ import annotations
 

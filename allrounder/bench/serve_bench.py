@@ -63,7 +63,7 @@ class ServeBench:
         return len(self._targets) * (opened + closed)
 
     async def facts(self) -> dict[str, Any]:
-        """What the server says of itself, and the workload. Raises StartupError if it is silent."""
+        """The server's model facts and the workload. Raises StartupError if it does not answer."""
         own, options = self._targets[0], self._options
         async with make_client() as client:
             try:

@@ -1,4 +1,4 @@
-"""Exchanges to rows: latencies, throughput, goodput, and what was refused, given up or failed."""
+"""Exchanges to rows: latency, throughput, goodput, and counts of rejected and failed requests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PLOTTED = (("ttft-p50", "ttft-p99"), ("e2e-p50", "e2e-p99"), ("throughput", "go
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slo:
-    """What an answer must meet to count as good; None sets no limit."""
+    """The service level objective of an answer; None sets no limit."""
 
     first_token_seconds: float | None = None
     seconds: float | None = None
@@ -79,7 +79,7 @@ def closed_rows(prefix: str, load: Load) -> list[BenchRow]:
 
 
 def decode_row() -> BenchRow:
-    """What intake takes to make safe pixels of one such image; timed here, part of `queue`."""
+    """Time to decode one such image; timed here, part of `queue`."""
     data = jpeg(0)
     seconds = []
     for _ in range(_NUM_DECODED):

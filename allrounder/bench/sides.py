@@ -35,7 +35,7 @@ class TimedRun:
     results: tuple[ChatResult, ...] = ()
 
 
-class _FeaturesAtHand:
+class _PrecomputedFeatures:
     """An adapter whose encoder is a look-up, and whose answers end only at their full length."""
 
     eos_token_ids: frozenset[int] = frozenset()
@@ -51,11 +51,11 @@ class _FeaturesAtHand:
         return [self._features[image.digest] for image in images]
 
 
-class OurSide:
+class EngineSide:
     """Our runner, driven without a server."""
 
     def __init__(self, adapter: Adapter, features: Features) -> None:
-        at_hand = cast("Adapter", _FeaturesAtHand(adapter, features))
+        at_hand = cast("Adapter", _PrecomputedFeatures(adapter, features))
         self.runner = ModelRunner(at_hand, kv_bytes_limit=_NO_LIMIT)
 
     def answer(self, requests: Sequence[ChatRequest]) -> TimedRun:
@@ -104,8 +104,8 @@ class LibrarySide:
         return TimedRun(total=time.perf_counter() - started)
 
 
-def middle_of(repeats: int, run: Callable[[], TimedRun]) -> TimedRun:
-    """The sample of median total among some runs: short ones are easily disturbed."""
+def median_run(repeats: int, run: Callable[[], TimedRun]) -> TimedRun:
+    """The sample of median total among some runs: short runs vary most."""
     return sorted((run() for _ in range(repeats)), key=lambda sample: sample.total)[repeats // 2]
 
 

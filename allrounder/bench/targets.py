@@ -1,4 +1,4 @@
-"""The two APIs under load: our own, and any server that speaks OpenAI's. Bodies out, events in."""
+"""The two APIs under load, our own and any server that speaks OpenAI's: bodies and stream events."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _image = lru_cache(maxsize=256)(jpeg_url)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """What one server-sent event says, as far as a stopwatch cares.
+    """What a timed stream needs of one server-sent event.
 
     Attributes:
         text: part of the answer.

@@ -1,4 +1,4 @@
-"""What the engine is asked: prompts of LLaVA-1.5-7B's proportions, and the plans they run under.
+"""Workload of the engine benchmark: prompts of LLaVA-1.5-7B's proportions, and their plans.
 
 Counts are written for 576 visual tokens, 64 text rows and 32 layers; another geometry gets the same
 shares of its own.

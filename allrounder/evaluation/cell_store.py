@@ -1,4 +1,4 @@
-"""A folder of finished cells, each under all that decides it; written whole or not at all."""
+"""A folder of finished cells, keyed by everything that determines them; writes are atomic."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMAT = 1
 
 
 class CellStore:
-    """Finds what was kept under an equal key; without a folder it forgets with the process."""
+    """A key-value store of cells; without a folder it lives as long as the process."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder

@@ -1,4 +1,4 @@
-"""From a command line's words to a report: parses, loads, runs, and says what it ran on."""
+"""From a grid as the command line spells it to a report: parses, checks, runs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class GridSpec:
 
 
 class GridJob:
-    """A checked grid over loaded subjects. Raises InvalidField where it cannot be understood."""
+    """A checked grid over loaded subjects. Raises InvalidField where it cannot be parsed."""
 
     def __init__(self, subjects: Subjects, benchmark: Benchmark, spec: GridSpec) -> None:
         self._subjects = subjects

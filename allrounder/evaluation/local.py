@@ -62,7 +62,7 @@ Grade = Callable[[LabelledQuestion, str], float]
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreFiles:
-    """What is handed in to be graded; labels and questions as the benchmark needs them."""
+    """Files to grade; labels and questions where the benchmark needs them."""
 
     answers: Path
     labels: Path | None = None
@@ -86,7 +86,9 @@ class LocalBenchmark(ABC):
 
     def __init__(self, data: Path | None = None) -> None:
         if data is None or not data.is_dir():
-            raise self.lacking("no folder was given" if data is None else f"{data} is no folder")
+            raise self.missing_data(
+                "no folder was given" if data is None else f"{data} is no folder"
+            )
         self.data = data
 
     @classmethod
@@ -100,7 +102,7 @@ class LocalBenchmark(ABC):
         """0 to 1 for any text."""
 
     @staticmethod
-    def understood(_row: LabelledQuestion, _answer: str, /) -> bool:
+    def is_readable(_row: LabelledQuestion, _answer: str, /) -> bool:
         """Whether the answer holds what is graded (a letter, a yes or no), right or wrong."""
         return True
 
@@ -111,7 +113,7 @@ class LocalBenchmark(ABC):
     def score(cls, files: ScoreFiles) -> dict[str, Any]:
         """Grade a file of answers. Raises InvalidField whose `param` names one of the files."""
         problems = Problems()
-        rows = cls.labelled(within(files.labels, cls.label_files), param="labels")
+        rows = cls.labelled(resolve_label_file(files.labels, cls.label_files), param="labels")
         if files.questions is not None:
             rows = cls.in_order_of(files.questions, rows)
         return cls.report(rows, join(rows, cls.given(files.answers), problems), problems)
@@ -135,7 +137,7 @@ class LocalBenchmark(ABC):
         cls, rows: Sequence[LabelledQuestion], texts: Sequence[str | None], problems: Problems
     ) -> dict[str, Any]:
         for row, text in zip(rows, texts, strict=True):
-            if text is not None and text.strip() and not cls.understood(row, text):
+            if text is not None and text.strip() and not cls.is_readable(row, text):
                 problems.add("unreadable", row.id)
         return {**cls.figures(rows, texts), "n": len(rows), "problems": problems.report()}
 
@@ -156,12 +158,12 @@ class LocalBenchmark(ABC):
     def items(self, *, limit: int, seed: int) -> Sequence[Item]:
         """At most `limit` questions, whole groups, drawn by `seed`, in the order of the files.
 
-        Every image is decoded once, so that a damaged one is met here and not hours later.
+        Every image is decoded once, so that a damaged one fails here and not hours later.
         """
         load = lru_cache(maxsize=_KEPT_IMAGES)(self.image)
-        rows = drawn([row for row in self.rows() if row.image], limit=limit, seed=seed)
+        rows = sample_groups([row for row in self.rows() if row.image], limit=limit, seed=seed)
         if not rows:
-            raise self.lacking(f"{self.data} holds no question with an image")
+            raise self.missing_data(f"{self.data} holds no question with an image")
         clusters: dict[str, int] = {}
         for row in rows:
             if row.image not in clusters:
@@ -187,15 +189,15 @@ class LocalBenchmark(ABC):
             path = self.data / folder / name
             if ".." not in Path(name).parts and not Path(name).is_absolute() and path.is_file():
                 return decoded(path.read_bytes(), name)
-        raise self.lacking(f"{self.data} has no image {name}")
+        raise self.missing_data(f"{self.data} has no image {name}")
 
     def label_file(self) -> Path:
         found = first_file(self.data, self.label_files)
         if found is None:
-            raise self.lacking(f"{self.data} has no {self.label_files[0]}")
+            raise self.missing_data(f"{self.data} has no {self.label_files[0]}")
         return found
 
-    def lacking(self, what: str) -> InvalidField:
+    def missing_data(self, what: str) -> InvalidField:
         return InvalidField(f"{what}; {self.name} is read from {self.files}", param="data")
 
 
@@ -213,7 +215,9 @@ def from_base64(text: str, name: str) -> ImageInput:
     return decoded(data, name)
 
 
-def drawn(rows: Sequence[LabelledQuestion], *, limit: int, seed: int) -> list[LabelledQuestion]:
+def sample_groups(
+    rows: Sequence[LabelledQuestion], *, limit: int, seed: int
+) -> list[LabelledQuestion]:
     """Whole groups while they fit; the first one is cut where even it does not."""
     groups: dict[str, list[int]] = {}
     for idx, row in enumerate(rows):
@@ -247,7 +251,7 @@ def first_file(folder: Path, patterns: Sequence[str]) -> Path | None:
     return None
 
 
-def within(labels: Path | None, patterns: Sequence[str]) -> Path:
+def resolve_label_file(labels: Path | None, patterns: Sequence[str]) -> Path:
     """The file of labels: itself, or found in the folder that was named."""
     if labels is None:
         raise InvalidField("is needed: these answers do not carry their labels", param="labels")

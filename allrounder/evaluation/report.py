@@ -1,4 +1,4 @@
-"""A folder's `report.md`, `report.json` and plots, from cells. Knows nothing of how they came."""
+"""`report.md`, `report.json` and plots from cells. Knows nothing of how they were measured."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def infeasible_table(found: Sequence[Cell]) -> str:
 
 
 def choice_table(cells: Sequence[Cell]) -> str:
-    """What a search tried, and what it took."""
+    """The values that each search tried, and the one chosen."""
     columns: tuple[Column, ...] = (
         ("strategy", lambda cell: str(cell["strategy"])),
         ("budget", lambda cell: str(cell["budget_label"])),
@@ -162,7 +162,7 @@ def points(found: dict[str, Any] | None) -> str:
 
 
 def _name(cell: Cell) -> str:
-    """With the value that a search took."""
+    """With the value that the search chose."""
     choice = cell.get("choice")
     taken = f" ({choice['knob']} {choice['value']})" if choice else ""
     return f"{cell['strategy']}{taken}"

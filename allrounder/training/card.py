@@ -1,4 +1,4 @@
-"""The card that lies beside a router's weights: what it is, how it was made, what it measured."""
+"""The model card beside a router's weights: description, training and figures."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ Loss = Callable[[Sequence[S], Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how fast; `name` labels the progress bar."""
+    """Epochs, batch size and learning rates; `name` labels the progress bar."""
 
     name: str
     epochs: int

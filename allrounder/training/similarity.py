@@ -1,4 +1,4 @@
-"""How alike the input and the output of every layer are: what a skipped layer would leave out.
+"""Cosine similarity of each layer's input and output: how much a skipped layer would change.
 
 Shapes: L layers, R rows of a prompt under its plan, D width.
 """

@@ -178,7 +178,7 @@ def _distil_attention(
 
 
 def _facts(samples: Sequence[PreferenceSample], options: RouterTrainingOptions) -> dict[str, Any]:
-    """What the actions are worth, logged, with a warning where they can teach little."""
+    """Statistics of the actions, logged, with a warning where they hardly differ."""
     pairs = [balanced_pairs(s.kl_nats, min_gap=options.min_kl_gap) for s in samples]
     facts = {
         "samples": len(samples),

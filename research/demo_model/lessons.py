@@ -1,4 +1,4 @@
-"""What the decoder is taught at each step: scenes, questions, and how much is hidden from it."""
+"""The curriculum of the decoder's training: scenes, questions and dropped tokens of each step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far one comes without the image: the best constant answer to each pattern of question.
+"""The question-only baseline: the best constant answer to each pattern of question.
 
 Learned from scenes of the training split alone; no image is rendered.
 """

@@ -1,4 +1,4 @@
-"""`python -m research.redundancy`: what layers and tokens are worth to a frozen model."""
+"""`python -m research.redundancy`: accuracy of a frozen model less some layers or visual tokens."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Questions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanOutcome:
-    """What became of one question: KL(dense || pruned) in nats, agreement with the dense answer and
+    """Outcome of one question: KL(dense || pruned) in nats, agreement with the dense answer and
     grade; each a mean over the draws of its point.
     """
 

@@ -111,7 +111,7 @@ def _figure(name: str, values: Sequence[float], found: Redundancy) -> dict[str, 
 
 
 def _costs(outcomes: Sequence[PlanOutcome], found: Redundancy) -> list[float]:
-    """Of each question, so that the dense model's own luck cancels."""
+    """Paired by question, so that the dense model's own errors cancel."""
     return [
         100 * (dense.grade - outcome.grade)
         for dense, outcome in zip(found.dense, outcomes, strict=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from allrounder.bench.sides import LibrarySide, OurSide, encode_all
+from allrounder.bench.sides import EngineSide, LibrarySide, encode_all
 from allrounder.bench.workload import (
     DENSE,
     Workload,
@@ -117,7 +117,7 @@ def test_a_prefill_row_is_compared_with_the_reduction_of_its_flops(
 
 def test_both_sides_generate_the_same_tokens(tiny: TransformersAdapter, workload: Workload) -> None:
     features = encode_all(tiny, workload.images)
-    ours = OurSide(tiny, features).answer(workload.requests([DENSE], image_of=[0], max_tokens=6))
+    ours = EngineSide(tiny, features).answer(workload.requests([DENSE], image_of=[0], max_tokens=6))
     stream = tiny.text_stream()
     (theirs,) = LibrarySide(tiny, features, workload).token_ids(1, 6)
     assert len(theirs) == 6

@@ -14,7 +14,7 @@ from allrounder.evaluation.grading import (
     join,
     read_answers,
 )
-from allrounder.evaluation.local import LocalBenchmark, ScoreFiles, mean, within
+from allrounder.evaluation.local import LocalBenchmark, ScoreFiles, mean, resolve_label_file
 from allrounder.evaluation.official_files import read_records, read_rows, unusable
 from allrounder.evaluation.reading import LETTERS, ONE_WORD
 
@@ -49,7 +49,7 @@ class AOkvqa(MultipleChoice):
 
     @classmethod
     def score(cls, files: ScoreFiles) -> dict[str, Any]:
-        path = within(files.labels, _LABELS)
+        path = resolve_label_file(files.labels, _LABELS)
         official = _official(files.answers)
         if official is None:
             return super().score(files)

@@ -17,7 +17,7 @@ class MultipleChoice(LocalBenchmark):
         return float(option_letter(answer, row.choices) == row.label)
 
     @staticmethod
-    def understood(row: LabelledQuestion, answer: str, /) -> bool:
+    def is_readable(row: LabelledQuestion, answer: str, /) -> bool:
         return option_letter(answer, row.choices) is not None
 
 

@@ -1,4 +1,4 @@
-"""Held-out procedural scenes: what the embedded model was made for."""
+"""Held-out procedural scenes: the embedded model's own task."""
 
 from __future__ import annotations
 

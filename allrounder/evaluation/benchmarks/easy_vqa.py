@@ -75,13 +75,13 @@ class EasyVqa(LocalBenchmark):
         try:
             return None if path is None else zipfile.ZipFile(BytesIO(path.read_bytes()))
         except (*_BROKEN, OSError):
-            raise self.lacking(f"{path} cannot be unpacked") from None
+            raise self.missing_data(f"{path} cannot be unpacked") from None
 
     def _unpacked(self, archive: zipfile.ZipFile, member: str) -> bytes:
         try:
             with archive.open(member) as stream:
                 return stream.read(MAX_IMAGE_BYTES + 1)
         except KeyError:
-            raise self.lacking(f"{self._split}_images.zip has no {member}") from None
+            raise self.missing_data(f"{self._split}_images.zip has no {member}") from None
         except _BROKEN:
-            raise self.lacking(f"{self._split}_images.zip cannot be unpacked") from None
+            raise self.missing_data(f"{self._split}_images.zip cannot be unpacked") from None

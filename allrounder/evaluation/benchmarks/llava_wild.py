@@ -18,7 +18,7 @@ from allrounder.evaluation.grading import (
     read_answers,
 )
 from allrounder.evaluation.judges import FULL_SCORE, Judge, Verdict, WordOverlap
-from allrounder.evaluation.local import LocalBenchmark, ScoreFiles, mean, within
+from allrounder.evaluation.local import LocalBenchmark, ScoreFiles, mean, resolve_label_file
 from allrounder.evaluation.official_files import read_records, read_rows
 
 _PREFIX = "llava_bench_"
@@ -96,7 +96,7 @@ class LlavaBenchInTheWild(LocalBenchmark):
                 }.values()
             )
         else:
-            rows = cls.labelled(within(labels, cls.label_files), param="labels")
+            rows = cls.labelled(resolve_label_file(labels, cls.label_files), param="labels")
         given = [replace(answer, type="") for answer, _ in reviews]
         places = {answer.place: verdict for answer, verdict in reviews}
         found = join(rows, given, problems)

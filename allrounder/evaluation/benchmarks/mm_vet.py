@@ -12,7 +12,7 @@ from allrounder.errors import InvalidField
 from allrounder.evaluation.benchmark import Item
 from allrounder.evaluation.grading import LabelledQuestion, Problems
 from allrounder.evaluation.judges import parts_named
-from allrounder.evaluation.local import LocalBenchmark, ScoreFiles, mean, within
+from allrounder.evaluation.local import LocalBenchmark, ScoreFiles, mean, resolve_label_file
 from allrounder.evaluation.official_files import read_json, read_object, read_rows, unusable
 
 
@@ -70,7 +70,7 @@ class MmVet(LocalBenchmark):
         if labels is None:
             rows = [LabelledQuestion(id=name) for name in grades]
         else:
-            rows = cls.labelled(within(labels, cls.label_files), param="labels")
+            rows = cls.labelled(resolve_label_file(labels, cls.label_files), param="labels")
         known = {row.id for row in rows}
         for name in grades:
             if name not in known:

@@ -103,7 +103,7 @@ class Mme(LocalBenchmark):
         return float(mme_says(answer) == row.label)
 
     @staticmethod
-    def understood(_row: LabelledQuestion, answer: str, /) -> bool:
+    def is_readable(_row: LabelledQuestion, answer: str, /) -> bool:
         return mme_says(answer) is not None
 
     @classmethod
