@@ -1,4 +1,4 @@
-"""The two APIs under load, our own and any server that speaks OpenAI's: bodies and stream events."""
+"""The two APIs under load, our own and any that speaks OpenAI's: bodies and stream events."""
 
 from __future__ import annotations
 
