@@ -1,4 +1,7 @@
-"""Load on a server: an open loop with scheduled arrivals, and a closed loop of clients."""
+"""Load on a server: an open loop with Poisson arrivals, and a closed loop of clients.
+
+Arrivals and requests are drawn before the run, from a seed.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,21 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from random import Random
 
 import httpx2
 
-from allrounder.bench.arrivals import LoadRequest
 from allrounder.bench.exchange import TimedExchange, exchange
-from allrounder.bench.targets import Target
+from allrounder.bench.targets import LoadRequest, Target
 
 Tick = Callable[[], object]
 _LEAD_SECONDS = 0.05
+QUESTIONS = (
+    "What is in the middle of the picture?",
+    "Which colour covers most of it?",
+    "Describe the picture in one sentence.",
+    "Is there anything in the upper left corner?",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +32,30 @@ class Load:
 
     exchanges: tuple[TimedExchange, ...]
     seconds: float
+
+
+def poisson_arrivals(rate: float, *, duration: float, seed: int) -> list[float]:
+    """Seconds from the start of each arrival of a Poisson process, all before `duration`."""
+    draw, at = Random(f"arrivals-{seed}-{rate:g}"), 0.0
+    arrivals = []
+    while (at := at + draw.expovariate(rate)) < duration:
+        arrivals.append(at)
+    return arrivals
+
+
+def draw_requests(
+    count: int, *, budgets: Sequence[float], num_images: int, seed: int
+) -> list[LoadRequest]:
+    """The same seed gives the same mix, whatever answers it."""
+    draw = Random(f"asks-{seed}")
+    return [
+        LoadRequest(
+            image=draw.randrange(num_images),
+            question=draw.choice(QUESTIONS),
+            budget=draw.choice(list(budgets)),
+        )
+        for _ in range(count)
+    ]
 
 
 def make_client() -> httpx2.AsyncClient:

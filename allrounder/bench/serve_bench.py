@@ -13,11 +13,18 @@ from typing import Any
 
 import httpx2
 
-from allrounder.bench.arrivals import QUESTIONS, LoadRequest, draw_requests, poisson_arrivals
-from allrounder.bench.load import Load, closed_loop, make_client, open_loop
+from allrounder.bench.load import (
+    QUESTIONS,
+    Load,
+    closed_loop,
+    draw_requests,
+    make_client,
+    open_loop,
+    poisson_arrivals,
+)
 from allrounder.bench.rows import BenchRow
 from allrounder.bench.serve_rows import Slo, beside_peer, closed_rows, decode_row, open_rows
-from allrounder.bench.targets import OpenAiApi, OwnApi, Target
+from allrounder.bench.targets import LoadRequest, OpenAiApi, OwnApi, Target
 from allrounder.errors import StartupError
 
 logger = logging.getLogger(__name__)

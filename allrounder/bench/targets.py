@@ -8,10 +8,18 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
-from allrounder.bench.arrivals import LoadRequest
 from allrounder.bench.noise_images import jpeg_url
 
 _image = lru_cache(maxsize=256)(jpeg_url)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadRequest:
+    """One request: which image, which question, at which budget."""
+
+    image: int
+    question: str
+    budget: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

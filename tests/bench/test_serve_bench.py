@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from allrounder.bench.arrivals import draw_requests, poisson_arrivals
 from allrounder.bench.exchange import End, TimedExchange
-from allrounder.bench.load import Load
+from allrounder.bench.load import Load, draw_requests, poisson_arrivals
 from allrounder.bench.own_server import own_server
 from allrounder.bench.serve_rows import Slo, beside_peer, closed_rows, goodput, open_rows
 from allrounder.bench.targets import OpenAiApi, OwnApi
