@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from allrounder.core import Plan
+from allrounder.measure.frozen import DenseAnswer
+from allrounder.measure.plans import make_plan
 from allrounder.pruning.strategy import keep_best
 from allrounder.training.actions import draw_actions
-from allrounder.training.frozen import DenseAnswer, make_plan
-from allrounder.training.look import Look
+from allrounder.training.attention_target import AttentionTarget
 
 LEAST_INFLUENCE = "least influence"
 LAST_LAYERS = "last"
@@ -24,15 +25,15 @@ RANDOM = "random"
 ATTENTION = "attention"
 PERTURBED = "perturbed attention"
 BEST_PERTURBED = "perturbed attention, best by KL"
-BEST_LOOK = "attention of the best layer"
+BEST_TARGET = "attention of the best layer"
 # FastV (K = 2) reads the second layer; here its ranking is applied before the first one.
-FASTV_LOOK = Look(layer_idx=1, rows="last")
+FASTV_TARGET = AttentionTarget(layer_idx=1, rows="last")
 # Beside the numbers of the random draws: the noise has a stream of its own.
 _NOISE = 255
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Setting:
+class CurvePoint:
     """A point of a curve: so many layers skipped, or this share of the visual tokens kept."""
 
     curve: Literal["layers", "tokens"]
@@ -65,12 +66,12 @@ class Choosing:
 
     Attributes:
         influence: 1 - cosine(input, output) of every layer (ShortGPT).
-        look: the attention whose top tokens harm the answer least.
+        target: the attention whose top tokens alone diverge least.
         candidates: layers that may be skipped, ascending.
     """
 
     influence: tuple[float, ...]
-    look: Look
+    target: AttentionTarget
     candidates: tuple[int, ...]
 
     @property
@@ -85,7 +86,7 @@ class Choosing:
 
 def layer_plans(
     answer: DenseAnswer, choosing: Choosing, options: RedundancyOptions, *, sample: int
-) -> dict[Setting, list[Plan]]:
+) -> dict[CurvePoint, list[Plan]]:
     """Plans for one layer skipped up to half of all; random ones are drawn for each sample."""
     drawn = []
     for draw in range(options.random_draws):
@@ -99,7 +100,7 @@ def layer_plans(
         RANDOM: drawn,
     }
     return {
-        Setting(curve="layers", rule=rule, amount=count): [
+        CurvePoint(curve="layers", rule=rule, amount=count): [
             make_plan(
                 num_layers=len(choosing.influence),
                 num_visual=answer.num_visual,
@@ -114,7 +115,7 @@ def layer_plans(
 
 def token_plans(
     answer: DenseAnswer, choosing: Choosing, options: RedundancyOptions, *, sample: int
-) -> dict[Setting, list[Plan]]:
+) -> dict[CurvePoint, list[Plan]]:
     """Plans for every share and rule; smaller shares of one ranking lie within larger ones."""
     plans = {}
     for share in options.shares:
@@ -127,13 +128,13 @@ def token_plans(
                 )
                 for draw in range(options.random_draws)
             ],
-            ATTENTION: [keep_best(FASTV_LOOK.of(answer), count)],
+            ATTENTION: [keep_best(FASTV_TARGET.of(answer), count)],
             PERTURBED: perturbed_rows(answer, options, count=count, sample=sample),
-            BEST_LOOK: [keep_best(choosing.look.of(answer), count)],
+            BEST_TARGET: [keep_best(choosing.target.of(answer), count)],
         }
         for rule, choices in kept.items():
-            setting = Setting(curve="tokens", rule=rule, amount=share)
-            plans[setting] = [keeping(answer, rows_K, choosing) for rows_K in choices]
+            point = CurvePoint(curve="tokens", rule=rule, amount=share)
+            plans[point] = [keeping(answer, rows_K, choosing) for rows_K in choices]
     return plans
 
 
@@ -142,7 +143,7 @@ def perturbed_rows(
 ) -> list[Tensor]:
     """The kept tokens of each noisy ranking; the same noise whatever the count."""
     actions = draw_actions(
-        [FASTV_LOOK.at_image(answer)],
+        [FASTV_TARGET.by_head(answer)],
         count=options.noisy_draws,
         num_kept=count,
         num_candidates=0,
@@ -168,7 +169,7 @@ def mixed_plans(
     noisy: Sequence[Tensor] = perturbed_rows(answer, options, count=count, sample=sample)
     share = f"{100 * options.mixed_share:g} %"
     chosen = {
-        f"{share} by attention": keep_best(FASTV_LOOK.of(answer), count),
+        f"{share} by attention": keep_best(FASTV_TARGET.of(answer), count),
         **{f"{share} perturbed, draw {idx}": rows_K for idx, rows_K in enumerate(noisy, 1)},
     }
     every = torch.arange(answer.num_visual)

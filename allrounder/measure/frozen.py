@@ -1,9 +1,10 @@
-"""What a pruned model says beside the dense one: KL in nats, through the engine's own loop.
+"""A frozen model's dense answers, and the divergence of given plans from them.
 
-Many samples and actions share a forward pass; dropped tokens and skipped layers are absent from it,
-so what is measured is what is served.
+Runs the engine's own loop. Many questions and plans share a forward pass; dropped tokens and
+skipped layers are absent from it, so what is measured is what is served.
 
-Shapes: S rows of a prompt, V visual tokens, T response tokens, H heads, D width, N vocabulary.
+Shapes: S rows of a prompt, R rows of a sequence, V visual tokens, T answer tokens, H query heads,
+K key heads, E head size, D width, N vocabulary.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import kl_div
 
-from allrounder.core import ImageInput, ImageLayout, Plan, Prompt, Selection
+from allrounder.core import ImageInput, ImageLayout, Plan, Prompt
+from allrounder.engine.execution.attention.sdpa import attend
 from allrounder.engine.execution.kv_cache import SequenceKv
 from allrounder.engine.execution.ragged import DecoderLoop
 from allrounder.engine.execution.rows import prompt_rows
 from allrounder.engine.execution.segment import Segment, as_planned
+from allrounder.measure.divergence import Divergence
 from allrounder.models.adapter import Adapter
 from allrounder.models.families.family import PromptPositions, VisualTokens
 from allrounder.pruning.strategy import Probe
@@ -28,7 +30,7 @@ MAX_PACKED_ROWS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class EncodedQuestion:
     """One question about one encoded image."""
 
     prompt: Prompt
@@ -49,7 +51,7 @@ class DenseAnswer:
         attention: layer -> H x S x V attention of the text rows, last row last, where probed.
     """
 
-    asked: Asked
+    asked: EncodedQuestion
     attention: dict[int, Tensor]
     token_ids: list[int] = field(default_factory=list)
     steps: list[Tensor] = field(default_factory=list)
@@ -61,40 +63,6 @@ class DenseAnswer:
     @property
     def num_visual(self) -> int:
         return len(self.asked.visual_VD)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Harm:
-    """What a plan did to an answer.
-
-    Attributes:
-        kl_nats: KL(dense || pruned), mean over the response tokens.
-        agrees: greedy decoding under the plan gives the dense answer.
-    """
-
-    kl_nats: float
-    agrees: bool
-
-
-def make_plan(
-    *,
-    num_layers: int,
-    num_visual: int,
-    kept: Sequence[int] | None = None,
-    skipped: Sequence[int] = (),
-    layer_idx: int = 0,
-) -> Plan:
-    """Keep the visual tokens `kept` from `layer_idx` on and run all layers but `skipped`."""
-    selections: tuple[Selection, ...] = ()
-    if kept is not None:
-        rows = tuple(sorted(kept))
-        selections = (Selection(layer_idx=layer_idx, count=len(rows), kept=rows),)
-    return Plan(
-        strategy="trial",
-        num_visual=num_visual,
-        runs=tuple(idx not in skipped for idx in range(num_layers)),
-        selections=selections,
-    )
 
 
 class FrozenModel:
@@ -114,20 +82,20 @@ class FrozenModel:
         visual = self.adapter.encode([image], with_facts=with_facts)[0]
         return replace(visual, tokens_VD=visual.tokens_VD.clone())
 
-    def ask(self, image: ImageInput, visual: VisualTokens, question: str) -> Asked:
+    def ask(self, image: ImageInput, visual: VisualTokens, question: str) -> EncodedQuestion:
         layouts = (self.adapter.layout(image),)
         prompt = self.adapter.prompt(question, layouts)
         positions = self.adapter.positions(prompt, layouts)
-        return Asked(prompt=prompt, positions=positions, visual=visual, layouts=layouts)
+        return EncodedQuestion(prompt=prompt, positions=positions, visual=visual, layouts=layouts)
 
-    def question_rows(self, asked: Asked) -> Tensor:
+    def question_rows(self, asked: EncodedQuestion) -> Tensor:
         """Word embeddings of the text after the image, Q x D: what the router reads."""
         start, count = asked.prompt.question_slot
         return self.adapter.embed(asked.prompt.token_ids[start : start + count])
 
     @torch.inference_mode()
     def answer(
-        self, asked: Sequence[Asked], *, probed_layers: Sequence[int] = ()
+        self, asked: Sequence[EncodedQuestion], *, probed_layers: Sequence[int] = ()
     ) -> list[DenseAnswer]:
         """Greedy answers of the unpruned model, decoded together."""
         probes = tuple(Probe(layer_idx=idx, rows="text") for idx in sorted(set(probed_layers)))
@@ -143,9 +111,9 @@ class FrozenModel:
         ]
 
     @torch.inference_mode()
-    def compare(self, trials: Sequence[tuple[DenseAnswer, Plan]]) -> list[Harm]:
+    def compare(self, trials: Sequence[tuple[DenseAnswer, Plan]]) -> list[Divergence]:
         """Teacher-forced on the dense answer, over the full vocabulary, in float32."""
-        harms: list[Harm] = []
+        found: list[Divergence] = []
         for chunk in _packs(trials):
             segments = [
                 self._segment(answer.asked, plan, tail_ids=answer.token_ids[:-1])
@@ -154,14 +122,18 @@ class FrozenModel:
             tails = [len(answer.token_ids) for answer, _ in chunk]
             logits = self.adapter.logits(self._loop.forward(segments, tails=tails))
             pieces = logits.log_softmax(-1).split(tails)
-            harms += [
-                _harm(answer.log_probs_TN, pruned_TN)
+            found += [
+                Divergence.between(
+                    answer.log_probs_TN,
+                    pruned_TN,
+                    agrees=answer.token_ids == pruned_TN.argmax(-1).tolist(),
+                )
                 for (answer, _), pruned_TN in zip(chunk, pieces, strict=True)
             ]
-        return harms
+        return found
 
     def _greedy(
-        self, asked: Sequence[tuple[Asked, Plan]], probes: tuple[Probe, ...] = ()
+        self, asked: Sequence[tuple[EncodedQuestion, Plan]], probes: tuple[Probe, ...] = ()
     ) -> list[DenseAnswer]:
         segments = [self._segment(one, plan, probes=probes) for one, plan in asked]
         answers = [
@@ -181,8 +153,8 @@ class FrozenModel:
             running = going
         return answers
 
-    def _dense(self, asked: Asked) -> Plan:
-        return make_plan(num_layers=self.num_layers, num_visual=len(asked.visual_VD))
+    def _dense(self, asked: EncodedQuestion) -> Plan:
+        return Plan.dense(num_layers=self.num_layers, num_visual=len(asked.visual_VD))
 
     def _has_ended(self, answer: DenseAnswer) -> bool:
         ended = answer.token_ids[-1] in self.adapter.eos_token_ids
@@ -200,7 +172,7 @@ class FrozenModel:
 
     def _segment(
         self,
-        asked: Asked,
+        asked: EncodedQuestion,
         plan: Plan,
         *,
         tail_ids: Sequence[int] = (),
@@ -242,7 +214,9 @@ def _packs(
         yield pack
 
 
-def _harm(dense_TN: Tensor, pruned_TN: Tensor) -> Harm:
-    kl_T = kl_div(pruned_TN, dense_TN, reduction="none", log_target=True).sum(-1)
-    agrees = bool((dense_TN.argmax(-1) == pruned_TN.argmax(-1)).all())
-    return Harm(kl_nats=max(float(kl_T.mean()), 0.0), agrees=agrees)
+def causal_attention(
+    query_RHE: Tensor, key_RKE: Tensor, value_RKE: Tensor, scaling: float
+) -> Tensor:
+    """R x HE of one whole sequence, for passes that run layer by layer without a KV cache."""
+    query, key, value = (each.transpose(0, 1)[None] for each in (query_RHE, key_RKE, value_RKE))
+    return attend(query, key, value, scaling)[0].transpose(0, 1).flatten(1)

@@ -1,4 +1,4 @@
-"""Harm is measured on what is served: dense is free of it, and reference passes agree."""
+"""Divergence is that of what is served: the dense plan has none, and reference passes agree."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch.testing import assert_close
 from transformers import LlavaForConditionalGeneration
 
 from allrounder.errors import InvalidField
+from allrounder.measure.frozen import DenseAnswer, EncodedQuestion, FrozenModel
+from allrounder.measure.plans import make_plan, plan_by, view_of
 from allrounder.pruning import make_strategy
 from allrounder.pruning.fastv import FastV
 from allrounder.pruning.mmtok import MMTok
@@ -17,22 +19,20 @@ from allrounder.pruning.pooling import Pool
 from allrounder.pruning.resize import Resize
 from allrounder.pruning.strategy import Context, Strategy
 from allrounder.pruning.visionzip import VisionZip
-from allrounder.training.bank import PictureBank
+from allrounder.training.bank import ImageBank
 from allrounder.training.calibrate import monotone, skip_counts
-from allrounder.training.frozen import Asked, DenseAnswer, FrozenModel, make_plan
-from allrounder.training.planning import plan_by, view_of
 from allrounder.training.similarity import block_influence, layer_similarity
 from tests.tiny import NUM_VISUAL, reference_model
 from tests.training.conftest import NUM_LAYERS
 
 
 @pytest.fixture(scope="module")
-def asked(bank: PictureBank) -> list[Asked]:
+def asked(bank: ImageBank) -> list[EncodedQuestion]:
     return [one for batch in bank.batches() for _, one in batch][:5]
 
 
 @pytest.fixture(scope="module")
-def answers(frozen: FrozenModel, asked: list[Asked]) -> list[DenseAnswer]:
+def answers(frozen: FrozenModel, asked: list[EncodedQuestion]) -> list[DenseAnswer]:
     return frozen.answer(asked, probed_layers=range(NUM_LAYERS))
 
 
@@ -42,7 +42,7 @@ def reference(tiny_folder) -> LlavaForConditionalGeneration:
 
 
 def reference_hidden(
-    reference: LlavaForConditionalGeneration, asked: Asked, tail: list[int]
+    reference: LlavaForConditionalGeneration, asked: EncodedQuestion, tail: list[int]
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """Logits of all rows, and the input of every layer, by transformers."""
     decoder = reference.model.language_model
@@ -65,14 +65,16 @@ def said(answer: DenseAnswer, token_ids: list[int]) -> DenseAnswer:
     return replace(answer, token_ids=token_ids, steps=steps)
 
 
-def test_the_dense_plan_harms_nothing(frozen: FrozenModel, answers: list[DenseAnswer]) -> None:
+def test_the_dense_plan_does_not_diverge(frozen: FrozenModel, answers: list[DenseAnswer]) -> None:
     dense = make_plan(num_layers=NUM_LAYERS, num_visual=NUM_VISUAL)
-    for harm in frozen.compare([(answer, dense) for answer in answers]):
-        assert harm.kl_nats == pytest.approx(0, abs=1e-5)
-        assert harm.agrees
+    for divergence in frozen.compare([(answer, dense) for answer in answers]):
+        assert divergence.kl_nats == pytest.approx(0, abs=1e-5)
+        assert divergence.agrees
 
 
-def test_keeping_every_token_harms_nothing(frozen: FrozenModel, answers: list[DenseAnswer]) -> None:
+def test_keeping_every_token_does_not_diverge(
+    frozen: FrozenModel, answers: list[DenseAnswer]
+) -> None:
     for layer_idx in (0, 2):
         plan = make_plan(
             num_layers=NUM_LAYERS,
@@ -80,8 +82,8 @@ def test_keeping_every_token_harms_nothing(frozen: FrozenModel, answers: list[De
             kept=range(NUM_VISUAL),
             layer_idx=layer_idx,
         )
-        (harm,) = frozen.compare([(answers[0], plan)])
-        assert harm.kl_nats == pytest.approx(0, abs=1e-5)
+        (divergence,) = frozen.compare([(answers[0], plan)])
+        assert divergence.kl_nats == pytest.approx(0, abs=1e-5)
 
 
 def test_answers_and_their_probabilities_are_those_of_transformers(
@@ -104,7 +106,7 @@ def test_a_packed_trial_measures_what_it_measures_alone(
     ]
     trials = [(answer, plan) for answer in answers for plan in plans]
     alone = [frozen.compare([trial])[0].kl_nats for trial in trials]
-    together = [harm.kl_nats for harm in frozen.compare(trials)]
+    together = [divergence.kl_nats for divergence in frozen.compare(trials)]
     assert together == pytest.approx(alone, abs=1e-4)
     assert max(alone) > 1e-3
 
@@ -121,9 +123,9 @@ def test_a_trial_of_fastv_keeps_what_the_last_row_looks_at(
 
 
 def test_a_trial_of_a_strategy_that_looks_at_the_tower_needs_facts(
-    frozen: FrozenModel, bank: PictureBank, answers: list[DenseAnswer]
+    frozen: FrozenModel, bank: ImageBank, answers: list[DenseAnswer]
 ) -> None:
-    context, image = Context(geometry=frozen.adapter.geometry), bank.pictures[0].load()
+    context, image = Context(geometry=frozen.adapter.geometry), bank.images[0].load()
     view = view_of(answers[0], frozen, context, seed=0)
     with pytest.raises(InvalidField, match="encoded with facts"):
         plan_by(MMTok(), view, num_kept=4, num_skipped=0)
@@ -157,7 +159,7 @@ def test_a_strategy_that_looks_at_its_own_plan_is_not_tried_on_a_dense_answer(
 
 
 def test_block_influence_is_that_of_transformers_hidden_states(
-    frozen: FrozenModel, reference: LlavaForConditionalGeneration, asked: list[Asked]
+    frozen: FrozenModel, reference: LlavaForConditionalGeneration, asked: list[EncodedQuestion]
 ) -> None:
     _, states = reference_hidden(reference, asked[0], [])
     influence_L = block_influence(frozen, asked[0])
@@ -168,7 +170,7 @@ def test_block_influence_is_that_of_transformers_hidden_states(
 
 
 def test_similarity_under_dropped_tokens_is_that_of_the_rows_that_stay(
-    frozen: FrozenModel, reference: LlavaForConditionalGeneration, asked: list[Asked]
+    frozen: FrozenModel, reference: LlavaForConditionalGeneration, asked: list[EncodedQuestion]
 ) -> None:
     one = asked[0]
     kept = [2, 3, 40]
@@ -212,11 +214,11 @@ def test_decoding_under_a_plan_follows_its_own_words(
     found = frozen.decode(trials)
     assert found == [frozen.decode([trial])[0] for trial in trials]
     agree = [ids == answer.token_ids for ids, (answer, _) in zip(found, trials, strict=True)]
-    assert agree == [harm.agrees for harm in frozen.compare(trials)]
+    assert agree == [divergence.agrees for divergence in frozen.compare(trials)]
     assert not all(agree)
     for ids, (answer, plan) in zip(found, trials, strict=True):
-        (harm,) = frozen.compare([(said(answer, ids), plan)])
-        assert harm.agrees
+        (divergence,) = frozen.compare([(said(answer, ids), plan)])
+        assert divergence.agrees
 
 
 def test_more_tokens_are_never_worse_and_more_skips_never_better() -> None:

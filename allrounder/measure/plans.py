@@ -1,18 +1,44 @@
-"""Plans of given size by any strategy, chosen with the code that serves requests.
+"""Plans to measure: of given rows and layers, or of given size by a strategy.
+
+A strategy chooses with the code that serves requests, from what the dense answer shows of the
+model. There is no budget here: a plan may cost more than the dense one, which no request gets.
 
 Shapes: V visual tokens, Q question rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from allrounder.core import Plan
+from allrounder.core import Plan, Selection
 from allrounder.engine.planning.views import with_images
+from allrounder.measure.frozen import DenseAnswer, FrozenModel
 from allrounder.pruning.strategy import Context, RouterScores, Strategy, View, refuse
 from allrounder.router.network import MetaRouter
-from allrounder.training.frozen import DenseAnswer, FrozenModel, make_plan
+
+
+def make_plan(
+    *,
+    num_layers: int,
+    num_visual: int,
+    kept: Sequence[int] | None = None,
+    skipped: Sequence[int] = (),
+    layer_idx: int = 0,
+) -> Plan:
+    """Keep the visual tokens `kept` from `layer_idx` on and run all layers but `skipped`."""
+    selections: tuple[Selection, ...] = ()
+    if kept is not None:
+        rows = tuple(sorted(kept))
+        selections = (Selection(layer_idx=layer_idx, count=len(rows), kept=rows),)
+    return Plan(
+        strategy="trial",
+        num_visual=num_visual,
+        runs=tuple(idx not in skipped for idx in range(num_layers)),
+        selections=selections,
+    )
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from statistics import fmean
@@ -18,18 +18,19 @@ from torch import Tensor
 from allrounder.core import ImageInput, Plan
 from allrounder.engine.execution.text import AnswerText
 from allrounder.evaluation.benchmark import Item
-from allrounder.training.bank import PictureBank
-from allrounder.training.frozen import DenseAnswer, FrozenModel, Harm
-from allrounder.training.look import best_look
-from allrounder.training.samples import Picture
+from allrounder.measure.divergence import Divergence
+from allrounder.measure.frozen import DenseAnswer, FrozenModel
+from allrounder.training.attention_target import best_target
+from allrounder.training.bank import ImageBank
+from allrounder.training.samples import ImageQuestions, limit_questions, split_images
 from allrounder.training.similarity import block_influence, layer_similarity
-from research.redundancy.settings import (
+from research.redundancy.plans import (
     BEST_PERTURBED,
-    FASTV_LOOK,
+    FASTV_TARGET,
     PERTURBED,
     Choosing,
+    CurvePoint,
     RedundancyOptions,
-    Setting,
     layer_plans,
     mixed_plans,
     token_plans,
@@ -40,20 +41,20 @@ Grade = Callable[[str], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
-    """Pictures with their questions; `grades` in their order, None where answers are unknown."""
+    """Images with their questions; `grades` in their order, None where answers are unknown."""
 
-    pictures: list[Picture]
+    images: list[ImageQuestions]
     grades: tuple[Grade, ...] | None = None
 
     @property
     def num_questions(self) -> int:
-        return sum(len(picture.questions) for picture in self.pictures)
+        return sum(len(image.questions) for image in self.images)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """What became of one question: KL(dense || pruned) in nats, agreement with the dense answer and
-    grade; each a mean over the draws of its setting.
+class PlanOutcome:
+    """Outcome of one question: KL(dense || pruned) in nats, agreement with the dense answer and
+    grade; each a mean over the draws of its point.
     """
 
     kl_nats: float
@@ -66,60 +67,57 @@ class Redundancy:
     """All that was measured, question by question.
 
     Attributes:
-        clusters: of each question, its picture.
+        clusters: of each question, its image.
         similarity: tokens kept -> per question the mean over all rows, and that of the last row, L.
     """
 
     choosing: Choosing
     options: RedundancyOptions
     clusters: list[int] = field(default_factory=list)
-    dense: list[Outcome] = field(default_factory=list)
-    outcomes: dict[Setting, list[Outcome]] = field(default_factory=lambda: defaultdict(list))
+    dense: list[PlanOutcome] = field(default_factory=list)
+    outcomes: dict[CurvePoint, list[PlanOutcome]] = field(default_factory=lambda: defaultdict(list))
     similarity: dict[str, list[tuple[Tensor, Tensor]]] = field(
         default_factory=lambda: defaultdict(list)
     )
 
 
 def questions_of(items: Sequence[Item]) -> Questions:
-    """A benchmark's items, those of a picture together."""
+    """A benchmark's items, those of an image together."""
     ordered = sorted(items, key=_cluster)
-    pictures = [
-        Picture(load=partial(_image, group[0]), questions=tuple(item.question for item in group))
+    images = [
+        ImageQuestions(
+            load=partial(_image, group[0]), questions=tuple(item.question for item in group)
+        )
         for group in (list(found) for _, found in groupby(ordered, key=_cluster))
     ]
-    return Questions(pictures=pictures, grades=tuple(item.grade for item in ordered))
+    return Questions(images=images, grades=tuple(item.grade for item in ordered))
 
 
 def split_questions(
     questions: Questions, *, num_first: int, num_second: int
 ) -> tuple[Questions, Questions]:
-    """The first pictures that hold `num_first` questions, and up to `num_second` on others."""
-    cut, taken = 0, 0
-    while cut < len(questions.pictures) and taken < num_first:
-        taken += len(questions.pictures[cut].questions)
-        cut += 1
-    second: list[Picture] = []
-    left = num_second
-    for picture in questions.pictures[cut:]:
-        if left > 0:
-            second.append(replace(picture, questions=picture.questions[:left]))
-        left -= len(picture.questions)
+    """The first images that hold `num_first` questions, and up to `num_second` on others."""
+    first, rest = split_images(questions.images, num_first=num_first)
+    taken = sum(len(image.questions) for image in first)
     grades = questions.grades
     return (
-        Questions(pictures=questions.pictures[:cut], grades=grades and grades[:taken]),
-        Questions(pictures=second, grades=grades and grades[taken : taken + num_second]),
+        Questions(images=first, grades=grades and grades[:taken]),
+        Questions(
+            images=limit_questions(rest, num_second),
+            grades=grades and grades[taken : taken + num_second],
+        ),
     )
 
 
 def choose(frozen: FrozenModel, questions: Questions) -> Choosing:
     """Layer order and best attention, without labels, on questions that are not measured later."""
-    bank = PictureBank(frozen, questions.pictures)
-    look, _ = best_look(bank)
+    bank = ImageBank(frozen, questions.images)
+    target, _ = best_target(bank)
     influences = [block_influence(frozen, asked) for batch in bank.batches() for _, asked in batch]
     protected = frozen.adapter.geometry.protected_layers
     return Choosing(
         influence=tuple(torch.stack(influences).mean(0).tolist()),
-        look=look,
+        target=target,
         # Without the first layer nothing is said: ShortGPT keeps it too.
         candidates=tuple(idx for idx in range(1, frozen.num_layers) if idx not in protected),
     )
@@ -133,11 +131,11 @@ def measure(
     *,
     tick: Callable[[int], object] = lambda _: None,
 ) -> Redundancy:
-    """Every setting on every question; `tick` is told how many questions are done."""
+    """Every point on every question; `tick` is told how many questions are done."""
     found = Redundancy(choosing=choosing, options=options)
     grades = list(questions.grades or ())
-    probed = {FASTV_LOOK.layer_idx, choosing.look.layer_idx}
-    for batch in PictureBank(frozen, questions.pictures).batches():
+    probed = {FASTV_TARGET.layer_idx, choosing.target.layer_idx}
+    for batch in ImageBank(frozen, questions.images).batches():
         answers = frozen.answer([asked for _, asked in batch], probed_layers=sorted(probed))
         start = len(found.dense)
         meter = _Meter(frozen, answers, grades[start : start + len(batch)])
@@ -149,10 +147,10 @@ def measure(
             for idx, answer in enumerate(answers)
         ]
         for outcomes in meter.run(plans):
-            for setting, outcome in outcomes.items():
-                found.outcomes[setting].append(outcome)
+            for point, outcome in outcomes.items():
+                found.outcomes[point].append(outcome)
         found.dense.extend(meter.dense)
-        found.clusters.extend(picture_idx for picture_idx, _ in batch)
+        found.clusters.extend(image_idx for image_idx, _ in batch)
         for idx, answer in enumerate(answers):
             mixed = mixed_plans(answer, choosing, options, sample=start + idx)
             for name, plan in mixed.items():
@@ -177,46 +175,50 @@ class _Meter:
         ]
 
     @property
-    def dense(self) -> list[Outcome]:
+    def dense(self) -> list[PlanOutcome]:
         grades: Sequence[float | None] = self._dense_grades or [None] * len(self._answers)
-        return [Outcome(kl_nats=0.0, agreement=1.0, grade=grade) for grade in grades]
+        return [PlanOutcome(kl_nats=0.0, agreement=1.0, grade=grade) for grade in grades]
 
-    def run(self, plans: Sequence[dict[Setting, list[Plan]]]) -> list[dict[Setting, Outcome]]:
-        """The outcome of every setting, question by question."""
+    def run(
+        self, plans: Sequence[dict[CurvePoint, list[Plan]]]
+    ) -> list[dict[CurvePoint, PlanOutcome]]:
+        """The outcome of every point, question by question."""
         keys = [
-            (idx, setting, plan)
-            for idx, of_setting in enumerate(plans)
-            for setting, choices in of_setting.items()
+            (idx, point, plan)
+            for idx, of_question in enumerate(plans)
+            for point, choices in of_question.items()
             for plan in choices
         ]
-        harms = self._frozen.compare([(self._answers[idx], plan) for idx, _, plan in keys])
-        graded = self._grade([(idx, plan) for idx, _, plan in keys], harms)
-        draws: list[dict[Setting, list[Outcome]]] = [defaultdict(list) for _ in plans]
-        for (idx, setting, _), harm, grade in zip(keys, harms, graded, strict=True):
-            outcome = Outcome(kl_nats=harm.kl_nats, agreement=float(harm.agrees), grade=grade)
-            draws[idx][setting].append(outcome)
+        divergences = self._frozen.compare([(self._answers[idx], plan) for idx, _, plan in keys])
+        graded = self._grade([(idx, plan) for idx, _, plan in keys], divergences)
+        draws: list[dict[CurvePoint, list[PlanOutcome]]] = [defaultdict(list) for _ in plans]
+        for (idx, point, _), divergence, grade in zip(keys, divergences, graded, strict=True):
+            outcome = PlanOutcome(
+                kl_nats=divergence.kl_nats, agreement=float(divergence.agrees), grade=grade
+            )
+            draws[idx][point].append(outcome)
         return [
             {
-                **{setting: _mean(outcomes) for setting, outcomes in found.items()},
+                **{point: _mean(outcomes) for point, outcomes in found.items()},
                 **{
-                    Setting(curve=setting.curve, rule=BEST_PERTURBED, amount=setting.amount): min(
+                    CurvePoint(curve=point.curve, rule=BEST_PERTURBED, amount=point.amount): min(
                         outcomes, key=lambda outcome: outcome.kl_nats
                     )
-                    for setting, outcomes in found.items()
-                    if setting.rule == PERTURBED
+                    for point, outcomes in found.items()
+                    if point.rule == PERTURBED
                 },
             }
             for found in draws
         ]
 
     def _grade(
-        self, trials: Sequence[tuple[int, Plan]], harms: Sequence[Harm]
+        self, trials: Sequence[tuple[int, Plan]], divergences: Sequence[Divergence]
     ) -> Sequence[float | None]:
         """A plan that agrees gives the dense answer; the others are decoded."""
         if not self._grades:
             return [None] * len(trials)
         graded: list[float | None] = [self._dense_grades[idx] for idx, _ in trials]
-        differing = [at for at, harm in enumerate(harms) if not harm.agrees]
+        differing = [at for at, each in enumerate(divergences) if not each.agrees]
         decoded = self._frozen.decode(
             [(self._answers[trials[at][0]], trials[at][1]) for at in differing]
         )
@@ -232,9 +234,9 @@ class _Meter:
         return answer.text
 
 
-def _mean(outcomes: Sequence[Outcome]) -> Outcome:
+def _mean(outcomes: Sequence[PlanOutcome]) -> PlanOutcome:
     grades = [outcome.grade for outcome in outcomes if outcome.grade is not None]
-    return Outcome(
+    return PlanOutcome(
         kl_nats=fmean(outcome.kl_nats for outcome in outcomes),
         agreement=fmean(outcome.agreement for outcome in outcomes),
         grade=fmean(grades) if grades else None,
