@@ -130,7 +130,7 @@ def memory_rows(
 
     def admitted(form: Budget) -> int:
         (request,) = workload.requests([form], image_of=[0])
-        demand = runner.demand(runner.prepare(request))
+        demand = runner.prepare(request).demand
         return limit // demand.kv_bytes(request.sampling.max_tokens)
 
     limit = int(EngineSettings.model_fields["kv_bytes_limit"].default)

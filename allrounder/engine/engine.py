@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from allrounder.core import Capabilities, ChatRequest
 from allrounder.engine.protocols import EngineState, EngineStatus, Observer, Runner
 from allrounder.engine.scheduling.driver import Driver
-from allrounder.engine.scheduling.job import Job
+from allrounder.engine.scheduling.request import MAX_STEP_ROWS, EngineRequest, SchedulerLimits
 from allrounder.engine.scheduling.scheduler import Scheduler
 from allrounder.engine.scheduling.stream import QueuedStream
-from allrounder.engine.scheduling.tickets import MAX_STEP_ROWS, Limits, Ticket
 from allrounder.engine.warmup import warm_up
 from allrounder.errors import AllrounderError, Draining, EngineDead, Loading
 
@@ -127,18 +126,10 @@ class Engine:
         with self._changed:
             self._loaded.scheduler.check_room(request.priority)
         prepared = await asyncio.to_thread(runner.prepare, request)
-        demand = runner.demand(prepared)
-        ticket = Ticket(
-            id=request.id,
-            priority=request.priority,
-            demand=demand,
-            max_tokens=prepared.request.sampling.max_tokens,
-            deadline=request.deadline,
-        )
-        stream = QueuedStream(request, self._cancel, num_prompt=demand.num_rows)
+        stream = QueuedStream(request, self._cancel, num_prompt=prepared.demand.num_rows)
         with self._changed:
             self._refuse_unless_ready()
-            driver.add(Job(prepared=prepared, stream=stream), ticket)
+            driver.add(EngineRequest(prepared=prepared, deliver=stream.deliver))
             self._changed.notify()
         return stream
 
@@ -184,7 +175,7 @@ class Engine:
         runner = self._make_runner()
         warm_up(runner)
         scheduler = Scheduler(
-            Limits(
+            SchedulerLimits(
                 max_running=self._max_running,
                 max_queue=self._max_queue,
                 kv_bytes=runner.kv_bytes_limit(),

@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import cast
 
 from allrounder.core import (
     Capabilities,
@@ -29,9 +28,8 @@ from allrounder.core import (
 )
 from allrounder.core.budget import Counts, FlopsShare, Quality
 from allrounder.cost import cost_of
-from allrounder.engine.protocols import CacheCounts, DeviceOutOfMemory, Outcome, Prepared, Running
-from allrounder.engine.scheduling.clock import StageClock
-from allrounder.engine.scheduling.tickets import Demand
+from allrounder.engine.protocols import CacheCounts, DeviceOutOfMemory, Outcome
+from allrounder.engine.scheduling.request import Demand, EngineRequest, ScheduledRows
 from allrounder.errors import AllrounderError, BudgetTooSmall, InvalidField
 
 GRID = TokenGrid(rows=4, cols=4)
@@ -60,24 +58,26 @@ class FakePrepared:
     shape: PromptShape
     plan: Plan
 
+    @property
+    def demand(self) -> Demand:
+        num_rows = self.shape.num_text + self.plan.num_kept
+        return Demand(
+            num_rows=num_rows,
+            num_encoded=self.shape.num_visual,
+            kv_prompt_bytes=num_rows * KV_BYTES_ROW,
+            kv_token_bytes=KV_BYTES_ROW,
+            layer_signature=self.plan.runs,
+        )
+
 
 @dataclass(kw_only=True, slots=True)
-class FakeRunning:
-    request: ChatRequest
-    shape: PromptShape
-    plan: Plan
+class FakeSequence:
+    """What the fake device holds of a request."""
+
     words: tuple[str, ...]
-    clock: StageClock
-    num_generated: int = 0
     answer: str = ""
     scored: tuple[ScoredToken, ...] = ()
-    num_pending: int = 0
     num_held: int = 0
-
-    def restart(self) -> None:
-        """Nothing is held; prompt and answer so far are to be computed."""
-        self.num_pending = _num_rows(self.shape, self.plan) + self.num_generated
-        self.num_held = 0
 
 
 @dataclass(kw_only=True)
@@ -88,14 +88,14 @@ class FakeRunner:
         step_seconds: how long each step blocks its thread.
         faults: by question, what goes wrong in its first step. A typed error fails that request
             alone, any other exception the whole step; `DeviceLost` every step from then on.
-        running: what holds memory now, by request id.
+        running: the requests that hold memory now, by id.
         max_rows: rows of a step beyond which the fake device runs out of memory.
         most_bytes: the most KV that was ever held.
     """
 
     step_seconds: float = 0.0
     faults: Mapping[str, Exception] = field(default_factory=lambda: NO_FAULTS)
-    running: dict[str, FakeRunning] = field(default_factory=dict)
+    running: dict[str, EngineRequest] = field(default_factory=dict)
     is_lost: bool = False
     max_kv_bytes: int = 2**20
     max_rows: int = 2**20
@@ -125,60 +125,54 @@ class FakeRunner:
         shape = PromptShape(num_text=8 + len(request.question.split()), visual_per_image=visual)
         return FakePrepared(request=request, shape=shape, plan=_plan(request, shape))
 
-    def begin(self, batch: Sequence[Prepared]) -> list[Running | AllrounderError]:
-        return [self._begin_one(prepared) for prepared in batch]
+    def begin(self, batch: Sequence[EngineRequest]) -> list[AllrounderError | None]:
+        for request in batch:
+            request.sequence = FakeSequence(words=_words(request.request.question))
+            for stage in (Stage.ENCODE, Stage.PLAN, Stage.PREFILL):
+                request.clock.enters(stage, time.monotonic())
+            self.running[request.id] = request
+        return [None] * len(batch)
 
-    def demand(self, prepared: Prepared) -> Demand:
-        assert isinstance(prepared, FakePrepared)
-        num_rows = _num_rows(prepared.shape, prepared.plan)
-        return Demand(
-            num_rows=num_rows,
-            num_encoded=prepared.shape.num_visual,
-            kv_prompt_bytes=num_rows * KV_BYTES_ROW,
-            kv_token_bytes=KV_BYTES_ROW,
-            cohort=prepared.plan.runs,
-        )
-
-    def step(self, work: Sequence[tuple[Running, int]]) -> list[Outcome]:
+    def step(self, work: Sequence[ScheduledRows]) -> list[Outcome]:
         if self.is_lost:
             raise DeviceLost
-        shares = [(cast(FakeRunning, running), num_rows) for running, num_rows in work]
         if self.step_seconds:
             time.sleep(self.step_seconds)
-        if sum(min(rows, running.num_pending or 1) for running, rows in shares) > self.max_rows:
+        if sum(min(each.num_rows, each.request.num_pending or 1) for each in work) > self.max_rows:
             raise DeviceOutOfMemory
-        outcomes = [self._compute(running, num_rows) for running, num_rows in shares]
+        outcomes = [self._compute(each.request, each.num_rows) for each in work]
         self.most_bytes = max(self.most_bytes, self.kv_bytes_held())
         return [outcome for outcome in outcomes if outcome is not None]
 
-    def preempt(self, running: Running) -> None:
-        assert isinstance(running, FakeRunning)
-        running.restart()
+    def preempt(self, request: EngineRequest) -> None:
+        request.restart()
+        request.sequence.num_held = 0
 
-    def finish(self, running: Running, reason: FinishReason) -> ChatResult:
-        assert isinstance(running, FakeRunning)
-        self.release(running)
-        request, form = running.request, running.request.budget.form
-        cost = cost_of(GEOMETRY, running.shape, running.plan, num_generated=running.num_generated)
+    def finish(self, request: EngineRequest, reason: FinishReason) -> ChatResult:
+        self.release(request)
+        prepared, sequence, asked = request.prepared, request.sequence, request.request
+        assert isinstance(prepared, FakePrepared)
+        plan, form = prepared.plan, asked.budget.form
+        cost = cost_of(GEOMETRY, prepared.shape, plan, num_generated=request.num_generated)
         return ChatResult(
-            request_id=request.answer_id or request.id,
-            answer=running.answer,
+            request_id=asked.answer_id or asked.id,
+            answer=sequence.answer,
             finish_reason=reason,
-            shape=running.shape,
-            num_generated=running.num_generated,
-            plan=running.plan,
+            shape=prepared.shape,
+            num_generated=request.num_generated,
+            plan=plan,
             cost=cost,
             budget_limit=form.share if isinstance(form, FlopsShare) else cost.prefill_ratio,
-            timing=running.clock.timing(time.monotonic()),
-            grids=(GRID,) * len(request.images),
-            scored=running.scored,
+            timing=request.clock.timing(time.monotonic()),
+            grids=(GRID,) * len(asked.images),
+            scored=sequence.scored,
         )
 
-    def release(self, running: Running) -> None:
-        self.running.pop(running.request.id, None)
+    def release(self, request: EngineRequest) -> None:
+        self.running.pop(request.id, None)
 
     def kv_bytes_held(self) -> int:
-        return KV_BYTES_ROW * sum(each.num_held for each in self.running.values())
+        return sum(KV_BYTES_ROW * int(each.sequence.num_held) for each in self.running.values())
 
     def kv_bytes_limit(self) -> int:
         return self.max_kv_bytes
@@ -186,53 +180,31 @@ class FakeRunner:
     def encoder_cache(self) -> CacheCounts:
         return CacheCounts()
 
-    def _begin_one(self, prepared: Prepared) -> FakeRunning:
-        assert isinstance(prepared, FakePrepared)
-        begun = FakeRunning(
-            request=prepared.request,
-            shape=prepared.shape,
-            plan=prepared.plan,
-            words=_words(prepared.request.question),
-            clock=StageClock(arrival=prepared.request.arrival),
-        )
-        for stage in (Stage.ENCODE, Stage.PLAN, Stage.PREFILL):
-            begun.clock.enters(stage, time.monotonic())
-        begun.restart()
-        self.running[prepared.request.id] = begun
-        return begun
+    def _compute(self, request: EngineRequest, num_rows: int) -> Outcome | None:
+        completes = request.completes(num_rows)
+        request.sequence.num_held += min(num_rows, request.num_pending) or 1
+        request.computed(num_rows)
+        return self._advance(request) if completes else None
 
-    def _compute(self, running: FakeRunning, num_rows: int) -> Outcome | None:
-        if running.num_pending:
-            done = min(num_rows, running.num_pending)
-            running.num_pending -= done
-            running.num_held += done
-        else:
-            running.num_held += 1
-        return None if running.num_pending else self._advance(running)
-
-    def _advance(self, running: FakeRunning) -> Outcome:
-        request = running.request
+    def _advance(self, entry: EngineRequest) -> Outcome:
+        request, sequence = entry.request, entry.sequence
         fault = self.faults.get(request.question)
         if isinstance(fault, AllrounderError):
-            self.release(running)
-            return Outcome(request_id=request.id, error=fault)
+            self.release(entry)
+            return Outcome(request=entry, error=fault)
         if fault is not None:
             self.is_lost = isinstance(fault, DeviceLost)
             raise fault
         if request.plan_only:
-            return Outcome(request_id=request.id, result=self.finish(running, FinishReason.STOP))
-        running.clock.enters(Stage.DECODE, time.monotonic())
-        text, reason = _next(running)
+            return Outcome(request=entry, result=self.finish(entry, FinishReason.STOP))
+        entry.clock.enters(Stage.DECODE, time.monotonic())
+        text, reason = _next(entry)
         chunk = TokenChunk(text=text, scored=_scored(text, request.sampling.top_logprobs))
-        running.scored += chunk.scored
-        running.answer += text
-        running.num_generated += 1
-        result = None if reason is None else self.finish(running, reason)
-        return Outcome(request_id=request.id, chunk=chunk, result=result)
-
-
-def _num_rows(shape: PromptShape, plan: Plan) -> int:
-    return shape.num_text + plan.num_kept
+        sequence.scored += chunk.scored
+        sequence.answer += text
+        entry.token_ids.append(entry.num_generated)
+        result = None if reason is None else self.finish(entry, reason)
+        return Outcome(request=entry, chunk=chunk, result=result)
 
 
 def _words(question: str) -> tuple[str, ...]:
@@ -240,16 +212,17 @@ def _words(question: str) -> tuple[str, ...]:
     return (words[0], *(f" {word}" for word in words[1:]))
 
 
-def _next(running: FakeRunning) -> tuple[str, FinishReason | None]:
+def _next(request: EngineRequest) -> tuple[str, FinishReason | None]:
     """The next word, cut at a stop string, and why it is the last one, if it is."""
-    word, sampling = running.words[running.num_generated], running.request.sampling
-    grown = running.answer + word
+    sequence, sampling = request.sequence, request.request.sampling
+    word: str = sequence.words[request.num_generated]
+    grown = sequence.answer + word
     ends = [found for stop in sampling.stop if (found := grown.find(stop)) >= 0]
     if ends:
-        return grown[len(running.answer) : min(ends)], FinishReason.STOP
-    if running.num_generated + 1 == len(running.words):
+        return grown[len(sequence.answer) : min(ends)], FinishReason.STOP
+    if request.num_generated + 1 == len(sequence.words):
         return word, FinishReason.STOP
-    if running.num_generated + 1 == sampling.max_tokens:
+    if request.num_generated + 1 == sampling.max_tokens:
         return word, FinishReason.LENGTH
     return word, None
 

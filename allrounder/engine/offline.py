@@ -7,10 +7,14 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from allrounder.core import ChatRequest, ChatResult
-from allrounder.engine.protocols import Outcome, Prepared, Runner, Running
+from allrounder.engine.protocols import Outcome, Runner
+from allrounder.engine.scheduling.request import (
+    MAX_STEP_ROWS,
+    EngineRequest,
+    Prepared,
+    SchedulerLimits,
+)
 from allrounder.engine.scheduling.scheduler import Scheduler
-from allrounder.engine.scheduling.tickets import MAX_STEP_ROWS, Limits, Ticket
-from allrounder.errors import AllrounderError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +44,7 @@ def drive(
     requests: Sequence[ChatRequest],
     *,
     max_step_rows: int = MAX_STEP_ROWS,
-    on_begun: Callable[[Running], object] = lambda _: None,
+    on_begun: Callable[[EngineRequest], object] = lambda _: None,
 ) -> Drive:
     """Answer all requests, begun at once, in the steps that the scheduler composes.
 
@@ -52,9 +56,9 @@ def drive(
     ready = time.perf_counter()
     begun = prefilled = ready
 
-    def note_begun(running: Running) -> None:
+    def note_begun(request: EngineRequest) -> None:
         nonlocal begun, prefilled
-        on_begun(running)
+        on_begun(request)
         begun = prefilled = time.perf_counter()
 
     results: dict[str, ChatResult] = {}
@@ -64,9 +68,9 @@ def drive(
             raise outcome.error
         if silent:
             prefilled = time.perf_counter()
-            silent.discard(outcome.request_id)
+            silent.discard(outcome.request.id)
         if outcome.result is not None:
-            results[outcome.request_id] = outcome.result
+            results[outcome.request.id] = outcome.result
     return Drive(
         results=tuple(results[request.id] for request in requests),
         prepare=ready - started,
@@ -81,64 +85,46 @@ def outcomes(
     prepared: Sequence[Prepared],
     *,
     max_step_rows: int = MAX_STEP_ROWS,
-    on_begun: Callable[[Running], object] = lambda _: None,
+    on_begun: Callable[[EngineRequest], object] = lambda _: None,
 ) -> Generator[Outcome]:
     """What each step does for each request, begun at once, until all have ended.
 
     Closing it releases what is held. Raises the typed error of the first request that cannot
     begin.
     """
-    scheduler = _scheduler(runner, prepared, max_step_rows)
-    live = {entry.request.id: entry for entry in map(_begun, runner.begin(prepared))}
+    requests = [EngineRequest(prepared=each) for each in prepared]
+    scheduler = _scheduler(requests, max_step_rows)
+    live = {request.id: request for request in requests}
     try:
-        for running in live.values():
-            on_begun(running)
+        for request, error in zip(requests, runner.begin(requests), strict=True):
+            if error is not None:
+                raise error
+            on_begun(request)
         while live:
-            shares = scheduler.compose()
-            done = runner.step([(live[share.id], share.num_rows) for share in shares])
-            scheduler.advance(shares)
+            done = runner.step(scheduler.compose())
             for outcome in done:
                 if outcome.result is not None or outcome.error is not None:
-                    scheduler.release(outcome.request_id)
-                    runner.release(live.pop(outcome.request_id))
+                    scheduler.release(outcome.request.id)
+                    runner.release(live.pop(outcome.request.id))
             yield from done
     finally:
-        for running in live.values():
-            runner.release(running)
+        for request in live.values():
+            runner.release(request)
 
 
-def _scheduler(runner: Runner, prepared: Sequence[Prepared], max_step_rows: int) -> Scheduler:
+def _scheduler(requests: Sequence[EngineRequest], max_step_rows: int) -> Scheduler:
     """With room for all of the requests, every one of them admitted."""
-    demands = [runner.demand(each) for each in prepared]
-    kv_bytes = sum(
-        demand.kv_bytes(each.request.sampling.max_tokens)
-        for demand, each in zip(demands, prepared, strict=True)
-    )
-    limits = Limits(
-        max_running=len(prepared),
-        max_queue=len(prepared),
-        kv_bytes=kv_bytes,
-        max_step_rows=max_step_rows,
-        max_encoded=sum(demand.num_encoded for demand in demands),
-    )
-    scheduler = Scheduler(limits)
-    for demand, each in zip(demands, prepared, strict=True):
-        request = each.request
-        scheduler.submit(
-            Ticket(
-                id=request.id,
-                priority=request.priority,
-                demand=demand,
-                max_tokens=request.sampling.max_tokens,
-            ),
-            request.arrival,
+    scheduler = Scheduler(
+        SchedulerLimits(
+            max_running=len(requests),
+            max_queue=len(requests),
+            kv_bytes=sum(each.demand.kv_bytes(each.max_tokens) for each in requests),
+            max_step_rows=max_step_rows,
+            max_encoded=sum(each.demand.num_encoded for each in requests),
         )
+    )
+    for each in requests:
+        scheduler.submit(each, each.request.arrival)
     admitted = scheduler.admit()
-    assert len(admitted) == len(prepared), "the limits were made for all of them"
+    assert len(admitted) == len(requests), "the limits were made for all of them"
     return scheduler
-
-
-def _begun(entry: Running | AllrounderError) -> Running:
-    if isinstance(entry, AllrounderError):
-        raise entry
-    return entry

@@ -15,12 +15,10 @@ from allrounder.core import (
     ChatRequest,
     ChatResult,
     FinishReason,
-    PromptShape,
     Timing,
     TokenChunk,
 )
-from allrounder.engine.scheduling.clock import StageClock
-from allrounder.engine.scheduling.tickets import Demand
+from allrounder.engine.scheduling.request import EngineRequest, Prepared, ScheduledRows
 from allrounder.errors import AllrounderError
 
 ALL_ROWS = 1 << 62
@@ -52,31 +50,11 @@ class EngineStatus:
     num_waiting_for_kv: int = 0
 
 
-class Prepared(Protocol):
-    """A validated request with its prompt built; not yet on the device."""
-
-    @property
-    def request(self) -> ChatRequest: ...
-    @property
-    def shape(self) -> PromptShape: ...
-
-
-class Running(Protocol):
-    """A request whose plan is made and whose KV may be held; owned by the runner."""
-
-    @property
-    def request(self) -> ChatRequest: ...
-    @property
-    def num_generated(self) -> int: ...
-    @property
-    def clock(self) -> StageClock: ...
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """What one step did for one request: text that became final, an end, or an error."""
 
-    request_id: str
+    request: EngineRequest
     chunk: TokenChunk | None = None
     result: ChatResult | None = None
     error: AllrounderError | None = None
@@ -95,10 +73,11 @@ class CacheCounts:
 
 
 class Runner(Protocol):
-    """The one owner of the device. `capabilities`, `prepare` and `demand` may be called anywhere.
+    """The one owner of the device. `capabilities` and `prepare` may be called on any thread.
 
     `begin`, `step`, `finish` and `release` never raise for one request's fault: that request gets
-    an `Outcome` (or an error in its place) and its neighbours go on.
+    an `Outcome` (or an error in its place) and its neighbours go on. What a step computed is booked
+    in the requests themselves.
     """
 
     def capabilities(self) -> Capabilities: ...
@@ -107,15 +86,11 @@ class Runner(Protocol):
         """Build the prompt and resolve the budget. Raises typed errors that name the field."""
         ...
 
-    def demand(self, prepared: Prepared) -> Demand:
-        """What computing a prepared request takes."""
+    def begin(self, batch: Sequence[EngineRequest]) -> list[AllrounderError | None]:
+        """Encode the images in one batch and make each plan; an error where a request failed."""
         ...
 
-    def begin(self, batch: Sequence[Prepared]) -> list[Running | AllrounderError]:
-        """Encode the images in one batch and make each plan; one entry per request, in order."""
-        ...
-
-    def step(self, work: Sequence[tuple[Running, int]]) -> list[Outcome]:
+    def step(self, work: Sequence[ScheduledRows]) -> list[Outcome]:
         """One forward pass: at most so many prompt rows of those in prefill, a token of the others.
 
         A request whose prompt is not complete after the step has no outcome. Raises
@@ -123,16 +98,16 @@ class Runner(Protocol):
         """
         ...
 
-    def preempt(self, running: Running) -> None:
-        """Drop all KV of a request; its next rows are those of its prompt and answer so far."""
+    def preempt(self, request: EngineRequest) -> None:
+        """Drop its KV cache; its next rows are those of its prompt and answer so far."""
         ...
 
-    def finish(self, running: Running, reason: FinishReason) -> ChatResult:
+    def finish(self, request: EngineRequest, reason: FinishReason) -> ChatResult:
         """End a request early with what it has, and release what it holds."""
         ...
 
-    def release(self, running: Running) -> None:
-        """Give back all memory of a request; safe to call twice."""
+    def release(self, request: EngineRequest) -> None:
+        """Give back all memory of a request, if it has any; safe to call twice."""
         ...
 
     def kv_bytes_held(self) -> int: ...

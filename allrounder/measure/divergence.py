@@ -9,7 +9,7 @@ Shapes: T answer tokens, N vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +18,10 @@ from torch.nn.functional import kl_div
 
 from allrounder.core import ChatRequest, ChatResult, SamplingParams
 from allrounder.engine.execution.sampling import Sampler
-from allrounder.engine.execution.sequence import Sequence
+from allrounder.engine.execution.sequence import DeviceSequence
 from allrounder.engine.offline import drive
-from allrounder.engine.protocols import Runner, Running
+from allrounder.engine.protocols import Runner
+from allrounder.engine.scheduling.request import EngineRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class DenseReference:
     log_probs_TN: Tensor
 
 
-def answer_dense(runner: Runner, requests: Many[ChatRequest]) -> list[DenseReference]:
+def answer_dense(runner: Runner, requests: Sequence[ChatRequest]) -> list[DenseReference]:
     """References of requests whose budget is the whole; decoded together."""
     recorders = [_Recorder() for _ in requests]
     return [
@@ -65,7 +66,7 @@ def answer_dense(runner: Runner, requests: Many[ChatRequest]) -> list[DenseRefer
 
 
 def force(
-    runner: Runner, requests: Many[ChatRequest], references: Many[DenseReference]
+    runner: Runner, requests: Sequence[ChatRequest], references: Sequence[DenseReference]
 ) -> list[tuple[ChatResult, Divergence]]:
     """Serve the requests with the references' answers forced.
 
@@ -93,7 +94,7 @@ class _Recorder(Sampler):
         greedy_ids: the likeliest token of each step, said or not.
     """
 
-    def __init__(self, forced: Many[int] = ()) -> None:
+    def __init__(self, forced: Sequence[int] = ()) -> None:
         super().__init__(SamplingParams())
         self._forced = tuple(forced)
         self._steps: list[Tensor] = []
@@ -115,12 +116,13 @@ class _Recorder(Sampler):
 
 
 def _record(
-    runner: Runner, requests: Many[ChatRequest], recorders: Many[_Recorder]
+    runner: Runner, requests: Sequence[ChatRequest], recorders: Sequence[_Recorder]
 ) -> list[ChatResult]:
     by_id = {request.id: recorder for request, recorder in zip(requests, recorders, strict=True)}
 
-    def put_in(running: Running) -> None:
-        assert isinstance(running, Sequence), "only a model's own requests have logits"
-        running.sampler = by_id[running.request.id]
+    def put_in(request: EngineRequest) -> None:
+        sequence = request.sequence
+        assert isinstance(sequence, DeviceSequence), "only a model's own requests have logits"
+        sequence.sampler = by_id[request.id]
 
     return list(drive(runner, requests, on_begun=put_in).results)

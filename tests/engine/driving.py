@@ -10,16 +10,20 @@ from torch import Tensor
 
 from allrounder.core import ChatRequest, ChatResult
 from allrounder.engine.execution.runner import ModelRunner
-from allrounder.engine.execution.sequence import Sequence as DeviceSequence
+from allrounder.engine.execution.sequence import DeviceSequence
 from allrounder.engine.offline import drive
-from allrounder.engine.protocols import ALL_ROWS, Running
-from allrounder.errors import AllrounderError
+from allrounder.engine.protocols import ALL_ROWS
+from allrounder.engine.scheduling.request import EngineRequest, ScheduledRows
 from allrounder.models.transformers import TransformersAdapter
 
 
-def whole(running: Iterable[Running]) -> list[tuple[Running, int]]:
+def scheduled(sequence: DeviceSequence, num_rows: int) -> ScheduledRows:
+    return ScheduledRows(request=sequence.state, num_rows=num_rows)
+
+
+def whole(sequences: Iterable[DeviceSequence]) -> list[ScheduledRows]:
     """Work for a step that computes every prompt at once."""
-    return [(each, ALL_ROWS) for each in running]
+    return [scheduled(each, ALL_ROWS) for each in sequences]
 
 
 def answers(runner: ModelRunner, requests: Sequence[ChatRequest]) -> dict[str, ChatResult]:
@@ -56,9 +60,6 @@ def recorded(
 
 
 def begin(runner: ModelRunner, requests: Sequence[ChatRequest]) -> list[DeviceSequence]:
-    begun = []
-    for entry in runner.begin([runner.prepare(request) for request in requests]):
-        assert not isinstance(entry, AllrounderError), entry
-        assert isinstance(entry, DeviceSequence)
-        begun.append(entry)
-    return begun
+    states = [EngineRequest(prepared=runner.prepare(request)) for request in requests]
+    assert runner.begin(states) == [None] * len(states)
+    return [state.sequence for state in states]

@@ -21,12 +21,11 @@ from allrounder.core import (
 )
 from allrounder.engine.engine import Engine
 from allrounder.engine.fake import KV_BYTES_ROW, FakeRunner
-from allrounder.engine.protocols import EngineState, Outcome, Running
+from allrounder.engine.protocols import EngineState, Outcome
 from allrounder.engine.scheduling.driver import Driver
-from allrounder.engine.scheduling.job import Job
+from allrounder.engine.scheduling.request import EngineRequest, ScheduledRows, SchedulerLimits
 from allrounder.engine.scheduling.scheduler import Scheduler
 from allrounder.engine.scheduling.stream import QueuedStream
-from allrounder.engine.scheduling.tickets import Limits, Ticket
 from allrounder.errors import (
     AllrounderError,
     DeadlineExceeded,
@@ -48,7 +47,7 @@ class BrokenRunner(FakeRunner):
 
     lost = False
 
-    def step(self, work: Sequence[tuple[Running, int]]) -> list[Outcome]:
+    def step(self, work: Sequence[ScheduledRows]) -> list[Outcome]:
         if self.lost:
             raise RuntimeError("device lost")
         return super().step(work)
@@ -206,7 +205,7 @@ async def test_a_lost_device_is_declared_dead_and_everyone_is_told() -> None:
 
 async def test_what_is_left_when_the_thread_ends_is_told_and_counted() -> None:
     runner, ledger = FakeRunner(), Ledger()
-    limits = Limits(max_running=1, max_queue=4, kv_bytes=runner.kv_bytes_limit())
+    limits = SchedulerLimits(max_running=1, max_queue=4, kv_bytes=runner.kv_bytes_limit())
     driver = Driver(
         runner,
         Scheduler(limits),
@@ -216,11 +215,7 @@ async def test_what_is_left_when_the_thread_ends_is_told_and_counted() -> None:
     )
     request = _ask(0)
     stream = QueuedStream(request, driver.cancel)
-    prepared = runner.prepare(request)
-    ticket = Ticket(
-        id=request.id, priority=request.priority, demand=runner.demand(prepared), max_tokens=8
-    )
-    driver.add(Job(prepared=prepared, stream=stream), ticket)
+    driver.add(EngineRequest(prepared=runner.prepare(request), deliver=stream.deliver))
     driver.abandon()
     with pytest.raises(EngineDead):
         await stream.result()
@@ -239,8 +234,8 @@ class TornRunner(FakeRunner):
 
     torn = False
 
-    def release(self, running: Running) -> None:
-        super().release(running)
+    def release(self, request: EngineRequest) -> None:
+        super().release(request)
         if self.torn:
             raise RuntimeError("release torn")
 

@@ -75,11 +75,11 @@ def test_counts_set_on_the_way_stay_within_flops_and_memory_of_the_bound(
     (sequence,) = begin(runner, [request])
     bound = sequence.plan.points
     runner.step(whole([sequence]))
-    assert sequence.kv.bytes_held <= runner.demand(sequence.prepared).kv_bytes(1)
+    assert sequence.kv.bytes_held <= sequence.prepared.demand.kv_bytes(1)
     assert (sequence.plan.points == bound) == (seed == 0)
     cost = cost_of(runner.capabilities().geometry, sequence.prepared.shape, sequence.plan)
     assert cost.prefill_ratio <= share
-    runner.release(sequence)
+    runner.release(sequence.state)
 
 
 def test_requests_may_join_and_leave_between_steps(runner: ModelRunner) -> None:
@@ -96,7 +96,7 @@ def test_requests_may_join_and_leave_between_steps(runner: ModelRunner) -> None:
     while live:
         for outcome in runner.step(whole(live)):
             if outcome.result is not None:
-                ended[outcome.request_id] = outcome.result.answer
+                ended[outcome.request.id] = outcome.result.answer
         live = [sequence for sequence in live if sequence.request.id not in ended]
     assert ended == alone
 
@@ -112,9 +112,9 @@ def test_skipped_layers_and_dropped_tokens_hold_no_memory(
     assert sequence.kv.layers == tuple(idx for idx, runs in enumerate(plan.runs) if runs)
     rows = sum(shape.num_text + plan.visual_rows(idx) for idx in sequence.kv.layers)
     assert sequence.kv.bytes_used == rows * kv_bytes_per_row(adapter.geometry)
-    demand = runner.demand(sequence.prepared)
+    demand = sequence.prepared.demand
     assert sequence.kv.bytes_held <= demand.kv_bytes(1)
-    runner.release(sequence)
+    runner.release(sequence.state)
     assert runner.kv_bytes_held() == 0
 
 

@@ -105,7 +105,7 @@ def test_a_preempted_request_keeps_those_it_had(runner: ModelRunner) -> None:
     (sequence,) = begin(runner, [request])
     for _ in range(3):
         runner.step(whole([sequence]))
-    runner.preempt(sequence)
+    runner.preempt(sequence.state)
     while (outcome := runner.step(whole([sequence]))[0]).result is None:
         pass
     logprobs = [token.logprob for token in outcome.result.scored]
@@ -121,7 +121,7 @@ def test_tokens_wait_with_their_text_and_those_of_a_stop_string_are_not_told() -
     for num_chars, letter in enumerate(b"abSTOP", 1):
         scores.push(letter, torch.zeros(256), num_chars=num_chars)
         expected = b"a" if num_chars == 1 else b"b" if num_chars == 2 else b""
-        told = scores.told(min(num_chars, 2))
+        told = scores.emitted(min(num_chars, 2))
         assert b"".join(token.content for token in told) == expected
     scores.cut(2)
     assert scores.rest() == ()
@@ -132,7 +132,7 @@ def test_what_was_held_back_is_told_at_the_end() -> None:
     scores = _letters()
     for num_chars, letter in enumerate(b"ST", 1):
         scores.push(letter, torch.zeros(256), num_chars=num_chars)
-        assert scores.told(0) == ()
+        assert scores.emitted(0) == ()
     assert [token.content for token in scores.rest()] == [b"S", b"T"]
     assert scores.rest() == ()
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from allrounder.core import Priority
+from allrounder.engine.scheduling.request import EngineRequest, SchedulerLimits
 from allrounder.engine.scheduling.scheduler import Scheduler
-from allrounder.engine.scheduling.tickets import Demand, Limits, Ticket
+from tests.engine.queueing import compute, queued
 
 SLOTS = 16
 PROMPT_ROWS = 110
@@ -44,14 +45,13 @@ class Load:
     clock_ms: float = 0.0
     asked: int = 0
     begun: dict[str, float] = field(default_factory=dict)
-    left: dict[str, int] = field(default_factory=dict)
     latencies: list[float] = field(default_factory=list)
     batch_shares: int = 0
     num_steps: int = 0
 
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(
-            Limits(max_running=SLOTS, max_queue=256, kv_bytes=2**40, max_step_rows=2048)
+            SchedulerLimits(max_running=SLOTS, max_queue=256, kv_bytes=2**40, max_step_rows=2048)
         )
         for _ in range(self.num_clients):
             self.ask(Priority.INTERACTIVE)
@@ -61,35 +61,30 @@ class Load:
     def ask(self, priority: Priority) -> None:
         name = f"{priority}-{self.asked}"
         self.asked += 1
-        demand = Demand(num_rows=PROMPT_ROWS, num_encoded=0, kv_prompt_bytes=0, kv_token_bytes=0)
-        ticket = Ticket(id=name, priority=priority, demand=demand, max_tokens=ANSWER_TOKENS)
-        self.scheduler.submit(ticket, self.clock_ms / 1000)
+        request = queued(name, priority=priority, rows=PROMPT_ROWS, tokens=ANSWER_TOKENS)
+        self.scheduler.submit(request, self.clock_ms / 1000)
         self.begun[name] = self.clock_ms
 
     def step(self) -> None:
-        for name in self.scheduler.preempt():
-            self.left.pop(name, None)
-        for name in self.scheduler.admit():
-            self.left[name] = PROMPT_ROWS + ANSWER_TOKENS - 1
-        shares = self.scheduler.compose()
-        rows = sum(share.num_rows for share in shares)
+        for request in self.scheduler.preempt():
+            request.restart()
+        self.scheduler.admit()
+        step = self.scheduler.compose()
+        rows = sum(each.num_rows for each in step)
         self.clock_ms += self.price.step + self.price.row * rows
         self.num_steps += 1
-        self.scheduler.advance(shares)
-        for share in shares:
-            self.left[share.id] -= share.num_rows
-            self.batch_shares += share.id.startswith("batch")
-            if not self.left[share.id]:
-                self.end(share.id)
+        compute(step)
+        for each in step:
+            self.batch_shares += each.request.is_batch
+            if each.request.num_generated == ANSWER_TOKENS:
+                self.end(each.request)
 
-    def end(self, name: str) -> None:
-        latency = self.clock_ms - self.begun.pop(name)
-        self.scheduler.release(name, service_seconds=latency / 1000)
-        del self.left[name]
-        is_batch = name.startswith("batch")
-        if not is_batch:
+    def end(self, request: EngineRequest) -> None:
+        latency = self.clock_ms - self.begun.pop(request.id)
+        self.scheduler.release(request.id, service_seconds=latency / 1000)
+        if not request.is_batch:
             self.latencies.append(latency)
-        self.ask(Priority.BATCH if is_batch else Priority.INTERACTIVE)
+        self.ask(request.request.priority)
 
     def run(self, num_answers: int) -> float:
         """99th percentile of the latencies, in milliseconds, once all is in its stride."""

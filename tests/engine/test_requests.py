@@ -8,6 +8,7 @@ from allrounder.core import SamplingParams
 from allrounder.core.budget import Budget, Counts, FlopsShare, Quality
 from allrounder.engine.execution.runner import ModelRunner
 from allrounder.engine.planning.planner import CalibrationUse
+from allrounder.engine.scheduling.request import EngineRequest
 from allrounder.errors import AllrounderError, EngineOutOfMemory, RouterMismatch
 from allrounder.models.transformers import TransformersAdapter
 from allrounder.router.weights import LoadedRouter
@@ -132,7 +133,7 @@ def test_an_answer_that_nobody_bounded_is_as_long_as_there_is_room(
     prepared = runner.prepare(request)
     num_rows = len(prepared.prompt.token_ids)
     assert prepared.request.sampling.max_tokens == limit - num_rows
-    demand = runner.demand(prepared)
+    demand = prepared.demand
     tight = ModelRunner(adapter, kv_bytes_limit=demand.kv_bytes(3))
     assert tight.prepare(request).request.sampling.max_tokens == 3
     with pytest.raises(EngineOutOfMemory):
@@ -166,7 +167,8 @@ def test_a_broken_image_fails_its_own_request_only(
         return encode(images)
 
     monkeypatch.setattr(adapter, "encode", fail_on_bad)
-    first, second = runner.begin([runner.prepare(request) for request in (good, bad)])
-    assert not isinstance(first, AllrounderError)
+    states = [EngineRequest(prepared=runner.prepare(request)) for request in (good, bad)]
+    first, second = runner.begin(states)
+    assert first is None
     assert isinstance(second, AllrounderError)
-    runner.release(first)
+    runner.release(states[0])

@@ -13,13 +13,14 @@ from allrounder.core import ChatRequest, SamplingParams
 from allrounder.core.budget import Counts
 from allrounder.cost import kv_bytes_per_row
 from allrounder.engine.execution.runner import ModelRunner
-from allrounder.engine.execution.sequence import Sequence
+from allrounder.engine.execution.sequence import DeviceSequence
 from allrounder.engine.offline import drive
 from allrounder.engine.protocols import DeviceOutOfMemory
+from allrounder.engine.scheduling.request import EngineRequest
 from allrounder.errors import AllrounderError, EngineOutOfMemory
 from allrounder.models.transformers import TransformersAdapter
 from tests.cases import STRATEGIES
-from tests.engine.driving import answers, begin, whole
+from tests.engine.driving import answers, begin, scheduled, whole
 from tests.tiny import chat_request
 
 NUM_TOKENS = 6
@@ -53,8 +54,8 @@ def _requests() -> list[ChatRequest]:
     ]
 
 
-def _run(runner: ModelRunner, sequence: Sequence, num_rows: int) -> list[int]:
-    while all(outcome.result is None for outcome in runner.step([(sequence, num_rows)])):
+def _run(runner: ModelRunner, sequence: DeviceSequence, num_rows: int) -> list[int]:
+    while all(outcome.result is None for outcome in runner.step([scheduled(sequence, num_rows)])):
         pass
     return sequence.token_ids
 
@@ -74,7 +75,7 @@ def test_a_prompt_in_parts_gives_the_same_answer(
 ) -> None:
     (request,) = (each for each in _requests() if each.id == request_id)
     (sequence,) = begin(runner, [request])
-    assert runner.step([(sequence, num_rows)]) == []
+    assert runner.step([scheduled(sequence, num_rows)]) == []
     assert sequence.kv.row_counts() == dict.fromkeys(sequence.kv.layers, num_rows)
     assert _run(runner, sequence, num_rows) == expected[request_id]
 
@@ -99,7 +100,7 @@ def test_a_preempted_request_goes_on_where_it_was(
     for sequence in begin(runner, longer):
         for _ in range(num_generated):
             runner.step(whole([sequence]))
-        runner.preempt(sequence)
+        runner.preempt(sequence.state)
         assert sequence.kv.bytes_held == 0
         assert runner.kv_bytes_held() == 0
         assert _run(runner, sequence, 1 << 20) == expected[sequence.request.id]
@@ -109,8 +110,8 @@ def test_a_request_preempted_amid_its_prompt_begins_it_anew(
     runner: ModelRunner, expected: dict[str, list[int]]
 ) -> None:
     (sequence,) = begin(runner, _requests()[:1])
-    runner.step([(sequence, 10)])
-    runner.preempt(sequence)
+    runner.step([scheduled(sequence, 10)])
+    runner.preempt(sequence.state)
     assert _run(runner, sequence, 30) == expected["dense"]
 
 
@@ -167,8 +168,8 @@ def test_images_that_do_not_fit_the_device_even_alone_are_refused_as_such(
         raise torch.OutOfMemoryError("no")
 
     monkeypatch.setattr(adapter, "encode", no_memory)
-    for entry in runner.begin([runner.prepare(request) for request in _requests()]):
-        assert isinstance(entry, EngineOutOfMemory)
+    states = [EngineRequest(prepared=runner.prepare(request)) for request in _requests()]
+    assert all(isinstance(error, EngineOutOfMemory) for error in runner.begin(states))
 
 
 def _alike(num: int) -> list[ChatRequest]:
@@ -183,16 +184,16 @@ def test_requests_with_plans_of_one_shape_share_buffers_and_leave_with_their_mem
     sequences = begin(runner, _alike(3))
     runner.step(whole(sequences))
     assert len({id(sequence.kv.store) for sequence in sequences}) == 1
-    rows = adapter.geometry.num_layers * runner.demand(sequences[0].prepared).num_rows
+    rows = adapter.geometry.num_layers * sequences[0].prepared.demand.num_rows
     assert sequences[0].kv.bytes_used == rows * kv_bytes_per_row(adapter.geometry)
     held = runner.kv_bytes_held()
-    runner.release(sequences[1])
+    runner.release(sequences[1].state)
     assert runner.kv_bytes_held() == held * 2 // 3
     left = [sequences[0], sequences[2]]
     while any(sequence.kv.bytes_held for sequence in left):
         for outcome in runner.step(whole(s for s in left if s.kv.bytes_held)):
             if outcome.result is not None:
-                assert outcome.result.answer == alone[outcome.request_id]
+                assert outcome.result.answer == alone[outcome.request.id]
     assert runner.kv_bytes_held() == 0
 
 
@@ -213,7 +214,7 @@ def test_requests_of_one_bound_share_buffers_only_if_their_counts_are_sure(
     num_stores = len({id(sequence.kv.store) for sequence in sequences})
     assert num_stores == (3 if strategy == "autoprune" else 1)
     for sequence in sequences:
-        runner.release(sequence)
+        runner.release(sequence.state)
     together = answers(runner, requests)
     for request in requests:
         alone = answers(runner, [request])[request.id]
@@ -231,7 +232,7 @@ def test_sharing_ends_when_requests_no_longer_grow_in_step(runner: ModelRunner) 
     while len(found) < 3:
         for outcome in runner.step(whole(s for s in sequences if s.request.id not in found)):
             if outcome.result is not None:
-                found[outcome.request_id] = outcome.result.answer
+                found[outcome.request.id] = outcome.result.answer
     assert found == alone
 
 
@@ -272,6 +273,7 @@ def test_positions_that_cannot_be_made_fail_their_own_request_only(
         return original(prompt, layouts)
 
     monkeypatch.setattr(adapter, "positions", positions)
-    first, second = runner.begin([bad, runner.prepare(_requests()[1])])
+    both = [EngineRequest(prepared=each) for each in (bad, runner.prepare(_requests()[1]))]
+    first, second = runner.begin(both)
     assert isinstance(first, AllrounderError)
-    assert not isinstance(second, AllrounderError)
+    assert second is None

@@ -108,7 +108,7 @@ def test_what_is_dropped_behind_text_and_in_later_turns_equals_what_is_masked(
     theirs = reference.logits(request, sequence.token_ids, sequence.plan)
     assert not sequence.plan.is_dense
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-    cost = sequence.prepared.cost(adapter.geometry, sequence.plan)
+    cost = sequence.prepared.cost(sequence.plan)
     assert cost.prefill_ratio <= sequence.prepared.allocation.limit
 
 

@@ -13,7 +13,7 @@ from allrounder.core import ChatRequest, SamplingParams
 from allrounder.core.budget import Budget, Counts, FlopsShare
 from allrounder.engine.execution.runner import ModelRunner
 from allrounder.models.transformers import TransformersAdapter
-from tests.engine.driving import answers, begin, finished, recorded
+from tests.engine.driving import answers, begin, finished, recorded, scheduled
 from tests.families.cases import FamilyCase
 from tests.families.reference import Reference, assert_same_tokens
 from tests.tiny import chat_request, noise_image
@@ -106,9 +106,9 @@ def test_a_prompt_in_parts_equals_the_whole(
     request = _request(case, 3, num_images=min(2, case.max_images), form=form, strategy="random")
     whole_answer = answers(runner, [request])[request.id].answer
     (sequence,) = begin(runner, [request])
-    outcomes = runner.step([(sequence, 11)])
+    outcomes = runner.step([scheduled(sequence, 11)])
     while not outcomes or outcomes[0].result is None:
-        outcomes = runner.step([(sequence, 11)])
+        outcomes = runner.step([scheduled(sequence, 11)])
     assert outcomes[0].result.answer == whole_answer
 
 

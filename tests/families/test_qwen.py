@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from allrounder.core import ChatRequest, SamplingParams
 from allrounder.core.budget import Counts
 from allrounder.engine.execution.runner import ModelRunner
-from allrounder.engine.execution.sequence import Sequence
+from allrounder.engine.execution.sequence import DeviceSequence
 from allrounder.errors import InvalidImage
 from allrounder.measure.frozen import FrozenModel
 from allrounder.measure.plans import make_plan
@@ -71,7 +71,7 @@ def _answered(
     *,
     visual: Callable[[VisualTokens], VisualTokens] = lambda visual: visual,
     positions: Callable[[PromptPositions], PromptPositions] = lambda positions: positions,
-) -> tuple[Sequence, Tensor]:
+) -> tuple[DeviceSequence, Tensor]:
     """The request run to its end, and its logits, with what the family says of images altered."""
     adapter, runner = qwen.adapter, qwen.runner()
     encode, place = adapter.encode, adapter.positions

@@ -74,4 +74,4 @@ def test_budget_1_leaves_the_picture_alone(case: FamilyCase, runner: ModelRunner
     (sequence,) = begin(runner, [request])
     assert sequence.prepared.request is request
     assert sequence.plan.is_dense
-    runner.release(sequence)
+    runner.release(sequence.state)

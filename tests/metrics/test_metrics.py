@@ -10,8 +10,9 @@ import pytest
 
 from allrounder.budget import parse_budget
 from allrounder.core import ChatRequest, FinishReason, Priority, Timing
-from allrounder.engine.fake import FakeRunner, FakeRunning
-from allrounder.engine.protocols import EngineState, EngineStatus
+from allrounder.engine.fake import FakeRunner
+from allrounder.engine.protocols import ALL_ROWS, EngineState, EngineStatus
+from allrounder.engine.scheduling.request import EngineRequest, ScheduledRows
 from allrounder.errors import (
     AllrounderError,
     DeadlineExceeded,
@@ -27,7 +28,6 @@ from allrounder_service.jobs.redis_keys import LANES
 from allrounder_service.metrics.definitions import build_instruments, render
 from allrounder_service.metrics.engine_metrics import EngineGauges, EngineMetrics, HttpMetrics
 from allrounder_service.metrics.queue_metrics import JobsGauges
-from tests.engine.driving import whole
 from tests.intake.pictures import red
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics.txt"
@@ -86,10 +86,10 @@ def finished(**fields):
         **fields,
     )
     runner = FakeRunner()
-    (running,) = runner.begin([runner.prepare(request)])
-    assert isinstance(running, FakeRunning)
+    state = EngineRequest(prepared=runner.prepare(request))
+    assert runner.begin([state]) == [None]
     while True:
-        (outcome,) = runner.step(whole([running]))
+        (outcome,) = runner.step([ScheduledRows(request=state, num_rows=ALL_ROWS)])
         if outcome.result is not None:
             timing = Timing(encode=0.1, plan=0.2, prefill=0.3, decode=0.4, total=1.0)
             return request, replace(outcome.result, timing=timing)

@@ -15,7 +15,7 @@ from torch import Tensor
 from allrounder.core import BudgetRequest, ChatRequest, SamplingParams
 from allrounder.core.budget import Budget, Counts, FlopsShare, Quality
 from allrounder.engine.execution.runner import ModelRunner
-from allrounder.engine.execution.sequence import Sequence as DeviceSequence
+from allrounder.engine.execution.sequence import DeviceSequence
 from allrounder.engine.planning.planner import CalibrationUse
 from allrounder.measure.frozen import FrozenModel
 from allrounder.models.loading import load_adapter
@@ -73,7 +73,7 @@ class Calibrated:
         runner = ModelRunner(self.adapter, router, calibration_use=use)
         live = sequences = begin(runner, list(self._requests(form)))
         while live:
-            ended = {outcome.request_id for outcome in runner.step(whole(live)) if outcome.result}
+            ended = {outcome.request.id for outcome in runner.step(whole(live)) if outcome.result}
             live = [sequence for sequence in live if sequence.request.id not in ended]
         return sequences
 

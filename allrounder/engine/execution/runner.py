@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence as Many
-from typing import cast
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from allrounder.core import Capabilities, ChatRequest, ChatResult, FinishReason, Stage
-from allrounder.engine.execution.lengths import fitted
 from allrounder.engine.execution.memory import encoding_error, undone_without_memory
 from allrounder.engine.execution.ragged import DecoderLoop
 from allrounder.engine.execution.sampling import Sampler
 from allrounder.engine.execution.scores import Scores
 from allrounder.engine.execution.segment import Segment, as_planned
-from allrounder.engine.execution.sequence import PreparedPrompt, Sequence
+from allrounder.engine.execution.sequence import DeviceSequence
 from allrounder.engine.execution.text import AnswerText
 from allrounder.engine.planning.planner import DEFAULT_USE, CalibrationUse, Planner, request_seed
-from allrounder.engine.protocols import ALL_ROWS, CacheCounts, Outcome, Prepared, Running
-from allrounder.engine.scheduling.clock import StageClock
-from allrounder.engine.scheduling.tickets import Demand
+from allrounder.engine.planning.prepared import PreparedRequest
+from allrounder.engine.protocols import ALL_ROWS, CacheCounts, Outcome
+from allrounder.engine.scheduling.request import EngineRequest, ScheduledRows
 from allrounder.engine.vision.encoder import Encoder
 from allrounder.engine.vision.resizing import resized
 from allrounder.errors import AllrounderError, InternalError, InvalidField
@@ -56,14 +54,14 @@ class ModelRunner:
         self._encoder = Encoder(adapter, cache_bytes=encoder_cache_bytes)
         self._max_images = min(max_images, adapter.max_images or max_images)
         self._kv_bytes_limit = kv_bytes_limit
-        self._held: dict[str, Sequence] = {}
+        self._held: dict[str, DeviceSequence] = {}
         self._kv_bytes_held = 0
         self._capabilities = self._describe(router)
 
     def capabilities(self) -> Capabilities:
         return self._capabilities
 
-    def prepare(self, request: ChatRequest) -> PreparedPrompt:
+    def prepare(self, request: ChatRequest) -> PreparedRequest:
         if len(request.images) > self._max_images:
             raise InvalidField(
                 f"at most {self._max_images} images, got {len(request.images)}", param="images"
@@ -71,8 +69,9 @@ class ModelRunner:
         layouts = tuple(self._adapter.layout(image) for image in request.images)
         prompt = self._adapter.converse(request.conversation, layouts)
         strategy, allocation = self._planner.resolve(request, prompt.shape, layouts)
-        prepared = PreparedPrompt(
+        prepared = PreparedRequest(
             request=request,
+            geometry=self._adapter.geometry,
             prompt=prompt,
             shape=prompt.shape,
             layouts=layouts,
@@ -82,60 +81,56 @@ class ModelRunner:
         )
         if strategy.token_part and strategy.token_part.resizes and allocation.plan.selections:
             prepared = resized(self._adapter, prepared)
-        return fitted(prepared, self._adapter.geometry, kv_bytes_limit=self._kv_bytes_limit)
+        return prepared.fitted(kv_bytes_limit=self._kv_bytes_limit)
 
-    def demand(self, prepared: Prepared) -> Demand:
-        assert isinstance(prepared, PreparedPrompt)
-        return prepared.demand(self._adapter.geometry)
-
-    def begin(self, batch: Many[Prepared]) -> list[Running | AllrounderError]:
+    def begin(self, batch: Sequence[EngineRequest]) -> list[AllrounderError | None]:
         started = time.monotonic()
-        prompts = [cast(PreparedPrompt, prepared) for prepared in batch]
         try:
-            visuals = self._encoder.encode(prompts)
+            visuals = self._encoder.encode([_prepared(state) for state in batch])
         except Exception as err:
-            if len(prompts) > 1:
-                return [entry for prepared in prompts for entry in self.begin([prepared])]
+            if len(batch) > 1:
+                return [error for state in batch for error in self.begin([state])]
             logger.exception("encoding failed")
             return [encoding_error(err)]
         encoded = time.monotonic() - started
+        for state in batch:
+            state.clock.enters(Stage.ENCODE, started)
+            state.clock.encode = encoded
         return [
-            self._begin_one(prepared, visual, started, encoded)
-            for prepared, visual in zip(prompts, visuals, strict=True)
+            self._begin_one(state, visual) for state, visual in zip(batch, visuals, strict=True)
         ]
 
-    def step(self, work: Many[tuple[Running, int]]) -> list[Outcome]:
-        sequences = [(cast(Sequence, entry), num_rows) for entry, num_rows in work]
-        outcomes = [self._finish_plan(seq) for seq, _ in sequences if seq.request.plan_only]
-        generating = [pair for pair in sequences if not pair[0].request.plan_only]
+    def step(self, work: Sequence[ScheduledRows]) -> list[Outcome]:
+        sequences = [_sequence(each.request) for each in work]
+        outcomes = [self._finish_plan(seq) for seq in sequences if seq.request.plan_only]
+        generating = [each for each in work if not each.request.request.plan_only]
         if generating:
             started = time.monotonic()
-            for sequence, _ in generating:
-                if not sequence.prefilled:
-                    sequence.clock.enters(Stage.PREFILL, started)
+            for each in generating:
+                if each.request.num_pending:
+                    each.request.clock.enters(Stage.PREFILL, started)
             logits_BN = self._forward(generating)
             outcomes += self._advance_all(generating, logits_BN, time.monotonic() - started)
-        for sequence, _ in sequences:
+        for sequence in sequences:
             sequence.kv.store.compact()
         self._count_held()
         return outcomes
 
-    def preempt(self, running: Running) -> None:
-        assert isinstance(running, Sequence)
-        running.restart()
+    def preempt(self, request: EngineRequest) -> None:
+        _sequence(request).restart()
         self._count_held()
 
-    def finish(self, running: Running, reason: FinishReason) -> ChatResult:
-        assert isinstance(running, Sequence)
-        result = self._finish(running, reason)
-        running.kv.store.compact()
+    def finish(self, request: EngineRequest, reason: FinishReason) -> ChatResult:
+        sequence = _sequence(request)
+        result = self._finish(sequence, reason)
+        sequence.kv.store.compact()
         self._count_held()
         return result
 
-    def release(self, running: Running) -> None:
-        assert isinstance(running, Sequence)
-        running.kv.release()
-        self._held.pop(running.request.id, None)
+    def release(self, request: EngineRequest) -> None:
+        if request.sequence is not None:
+            _sequence(request).kv.release()
+        self._held.pop(request.id, None)
         self._count_held()
 
     def encoder_cache(self) -> CacheCounts:
@@ -151,10 +146,9 @@ class ModelRunner:
         """On the engine's thread, so that other threads read one number and nothing that moves."""
         self._kv_bytes_held = sum(seq.kv.bytes_held for seq in self._held.values())
 
-    def _begin_one(
-        self, prepared: PreparedPrompt, visual: VisualTokens, started: float, encoded: float
-    ) -> Running | AllrounderError:
+    def _begin_one(self, state: EngineRequest, visual: VisualTokens) -> AllrounderError | None:
         planning = time.monotonic()
+        prepared, sampling = _prepared(state), state.request.sampling
         try:
             with torch.inference_mode():
                 plan, weights = self._planner.choose_first(prepared, visual)
@@ -164,32 +158,35 @@ class ModelRunner:
         except Exception:
             logger.exception("planning failed")
             return InternalError("the plan could not be made")
-        sequence = Sequence(
+        state.sequence = self._held[state.id] = DeviceSequence(
+            state=state,
             prepared=prepared,
             plan=plan,
             visual=visual,
             weights=weights,
-            sampler=Sampler(prepared.request.sampling),
-            text=AnswerText(self._adapter.text_stream(), prepared.request.sampling.stop),
+            sampler=Sampler(sampling),
+            text=AnswerText(self._adapter.text_stream(), sampling.stop),
             positions=positions,
-            scores=self._scores(prepared.request),
-            clock=StageClock(arrival=prepared.request.arrival, encode=encoded),
+            scores=self._scores(state.request),
         )
-        sequence.clock.enters(Stage.ENCODE, started)
-        sequence.clock.enters(Stage.PLAN, planning)
-        sequence.clock.plan = time.monotonic() - planning
-        self._held[prepared.request.id] = sequence
-        return sequence
+        state.num_rows = prepared.shape.num_text + plan.visual_rows(0)
+        state.clock.enters(Stage.PLAN, planning)
+        state.clock.plan = time.monotonic() - planning
+        return None
 
-    def _forward(self, work: Many[tuple[Sequence, int]]) -> Tensor:
+    def _forward(self, work: Sequence[ScheduledRows]) -> Tensor:
         """Logits of those whose prompt is complete behind this step: B x vocabulary."""
-        with undone_without_memory([sequence.kv for sequence, _ in work]):
-            segments = [self._segment(sequence, num_rows) for sequence, num_rows in work]
-            tails = [int(sequence.completes(num_rows)) for sequence, num_rows in work]
+        sequences = [_sequence(each.request) for each in work]
+        with undone_without_memory([sequence.kv for sequence in sequences]):
+            segments = [
+                self._segment(sequence, each.num_rows)
+                for sequence, each in zip(sequences, work, strict=True)
+            ]
+            tails = [int(each.request.completes(each.num_rows)) for each in work]
             return self._adapter.logits(self._loop.forward(segments, tails=tails))
 
-    def _segment(self, sequence: Sequence, num_rows: int) -> Segment:
-        if sequence.prefilled:
+    def _segment(self, sequence: DeviceSequence, num_rows: int) -> Segment:
+        if not sequence.state.num_pending:
             return sequence.decode_segment(self._adapter)
         segment = sequence.prompt_segment(self._adapter, num_rows)
         if sequence.awaits_selection:
@@ -200,65 +197,62 @@ class ModelRunner:
         return segment
 
     def _advance_all(
-        self, work: Many[tuple[Sequence, int]], logits_BN: Tensor, took: float
+        self, work: Sequence[ScheduledRows], logits_BN: Tensor, took: float
     ) -> list[Outcome]:
         outcomes, next_logits = [], iter(logits_BN)
-        for sequence, num_rows in work:
-            completes = sequence.completes(num_rows)
-            if sequence.prefilled:
-                sequence.clock.decode += took
-            else:
-                sequence.clock.prefill += took
-                sequence.computed(num_rows)
+        for each in work:
+            state, clock = each.request, each.request.clock
+            completes = state.completes(each.num_rows)
+            if state.num_pending:
+                clock.prefill += took
+                _sequence(state).computed(each.num_rows)
                 if completes:
-                    sequence.clock.enters(Stage.DECODE, time.monotonic())
+                    clock.enters(Stage.DECODE, time.monotonic())
+            else:
+                clock.decode += took
             if completes:
-                outcomes.append(self._advance(sequence, next(next_logits)))
+                outcomes.append(self._advance(_sequence(state), next(next_logits)))
         return outcomes
 
-    def _advance(self, sequence: Sequence, logits_N: Tensor) -> Outcome:
+    def _advance(self, sequence: DeviceSequence, logits_N: Tensor) -> Outcome:
         token_id = sequence.sampler.next_id(logits_N)
         sequence.token_ids.append(token_id)
         ended = token_id in self._adapter.eos_token_ids
-        chunk = sequence.say("" if ended else sequence.push(token_id, logits_N))
+        chunk = sequence.emit("" if ended else sequence.push(token_id, logits_N))
         reason = self._end_of(sequence, ended=ended)
         if reason is None:
-            return Outcome(request_id=sequence.request.id, chunk=chunk)
-        last = sequence.say_rest(chunk)
-        return Outcome(
-            request_id=sequence.request.id, chunk=last, result=self._finish(sequence, reason)
-        )
+            return Outcome(request=sequence.state, chunk=chunk)
+        last = sequence.emit_rest(chunk)
+        return Outcome(request=sequence.state, chunk=last, result=self._finish(sequence, reason))
 
     def _scores(self, request: ChatRequest) -> Scores | None:
         num_top = request.sampling.top_logprobs
         return None if num_top is None else Scores(num_top, self._adapter.token_bytes)
 
-    def _finish(self, sequence: Sequence, reason: FinishReason) -> ChatResult:
+    def _finish(self, sequence: DeviceSequence, reason: FinishReason) -> ChatResult:
         """The memory is given back once the whole step is through."""
-        sequence.say_rest()
-        result = sequence.result(self._adapter.geometry, reason, now=time.monotonic())
+        sequence.emit_rest()
+        result = sequence.result(reason, now=time.monotonic())
         sequence.kv.release(compact=False)
         self._held.pop(sequence.request.id, None)
         return result
 
-    def _end_of(self, sequence: Sequence, *, ended: bool) -> FinishReason | None:
+    def _end_of(self, sequence: DeviceSequence, *, ended: bool) -> FinishReason | None:
         if ended or sequence.text.stopped:
             return FinishReason.STOP
-        if sequence.num_generated >= sequence.request.sampling.max_tokens:
+        if sequence.state.num_generated >= sequence.request.sampling.max_tokens:
             return FinishReason.LENGTH
         return None
 
-    def _finish_plan(self, sequence: Sequence) -> Outcome:
+    def _finish_plan(self, sequence: DeviceSequence) -> Outcome:
         if sequence.awaits_selection:
             started = time.monotonic()
-            sequence.clock.enters(Stage.PREFILL, started)
+            sequence.state.clock.enters(Stage.PREFILL, started)
             with undone_without_memory([sequence.kv]):
                 segment = self._segment(sequence, ALL_ROWS)
                 self._loop.forward([segment], until=sequence.plan.last_selection_layer)
-            sequence.clock.prefill = time.monotonic() - started
-        return Outcome(
-            request_id=sequence.request.id, result=self._finish(sequence, FinishReason.STOP)
-        )
+            sequence.state.clock.prefill = time.monotonic() - started
+        return Outcome(request=sequence.state, result=self._finish(sequence, FinishReason.STOP))
 
     def _describe(self, router: LoadedRouter | None) -> Capabilities:
         adapter = self._adapter
@@ -276,3 +270,13 @@ class ModelRunner:
             strategies=self._planner.strategies(),
             smallest_budget=self._planner.smallest_budget(),
         )
+
+
+def _prepared(state: EngineRequest) -> PreparedRequest:
+    assert isinstance(state.prepared, PreparedRequest), "prepared by this runner"
+    return state.prepared
+
+
+def _sequence(state: EngineRequest) -> DeviceSequence:
+    assert isinstance(state.sequence, DeviceSequence), "only what has begun is on the device"
+    return state.sequence

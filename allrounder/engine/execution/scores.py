@@ -1,4 +1,4 @@
-"""Log-probabilities of generated tokens, told together with the text that they stand for.
+"""Log-probabilities of generated tokens, emitted together with the text that they stand for.
 
 Computed only for requests that ask. Shapes: N vocabulary.
 """
@@ -18,7 +18,7 @@ class Scores:
     """The tokens of one answer; those whose text may still turn into a stop string are held back.
 
     Args:
-        num_top: how many of the likeliest tokens are told at each step.
+        num_top: how many of the likeliest tokens are given at each step.
     """
 
     def __init__(self, num_top: int, bytes_of: TokenBytesOf) -> None:
@@ -26,7 +26,7 @@ class Scores:
         self._bytes_of = bytes_of
         self._tokens: list[ScoredToken] = []
         self._ends: list[int] = []
-        self._num_told = 0
+        self._num_emitted = 0
 
     @property
     def tokens(self) -> tuple[ScoredToken, ...]:
@@ -49,17 +49,17 @@ class Scores:
     def cut(self, num_chars: int) -> None:
         """The answer ends at a stop string: tokens that begin behind it are not part of it."""
         starts = [0, *self._ends[:-1]]
-        count = max(self._num_told, sum(start < num_chars for start in starts))
+        count = max(self._num_emitted, sum(start < num_chars for start in starts))
         del self._tokens[count:], self._ends[count:]
 
-    def told(self, num_final: int) -> tuple[ScoredToken, ...]:
-        """Those, not told before, whose text lies within the first `num_final` characters."""
-        start = self._num_told
-        while self._num_told < len(self._ends) and self._ends[self._num_told] <= num_final:
-            self._num_told += 1
-        return tuple(self._tokens[start : self._num_told])
+    def emitted(self, num_final: int) -> tuple[ScoredToken, ...]:
+        """Those, not emitted before, whose text lies within the first `num_final` characters."""
+        start = self._num_emitted
+        while self._num_emitted < len(self._ends) and self._ends[self._num_emitted] <= num_final:
+            self._num_emitted += 1
+        return tuple(self._tokens[start : self._num_emitted])
 
     def rest(self) -> tuple[ScoredToken, ...]:
         """The answer has ended: all that is left."""
-        start, self._num_told = self._num_told, len(self._tokens)
+        start, self._num_emitted = self._num_emitted, len(self._tokens)
         return tuple(self._tokens[start:])

@@ -6,7 +6,7 @@ The only place where adapters, strategies and the router meet.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
@@ -23,7 +23,8 @@ from allrounder.core import (
 )
 from allrounder.cost import cost_of, kv_bytes
 from allrounder.engine.execution.segment import Choose, Segment, as_planned
-from allrounder.engine.execution.sequence import PreparedPrompt, Sequence
+from allrounder.engine.execution.sequence import DeviceSequence
+from allrounder.engine.planning.prepared import PreparedRequest
 from allrounder.engine.planning.views import with_images
 from allrounder.errors import RouterMismatch
 from allrounder.models.adapter import Adapter
@@ -86,7 +87,7 @@ class Planner:
         self._loyalty = _loyalty(router, use)
 
     def resolve(
-        self, request: ChatRequest, shape: PromptShape, layouts: Many[ImageLayout]
+        self, request: ChatRequest, shape: PromptShape, layouts: Sequence[ImageLayout]
     ) -> tuple[Strategy, Allocation]:
         """The strategy and the bound that the budget allows. Raises typed 422s."""
         budget = request.budget
@@ -104,7 +105,7 @@ class Planner:
         return f"{_TRAINING_FREE}+shortgpt" if asks_layers and calibrated else _TRAINING_FREE
 
     def choose_first(
-        self, prepared: PreparedPrompt, visual: VisualTokens
+        self, prepared: PreparedRequest, visual: VisualTokens
     ) -> tuple[Plan, dict[int, Tensor]]:
         """All that can be chosen before prefill, layers and tokens dropped at layer 0.
 
@@ -131,7 +132,7 @@ class Planner:
         self._prove(prepared, plan)
         return plan, weights
 
-    def chooser(self, sequence: Sequence) -> Choose:
+    def chooser(self, sequence: DeviceSequence) -> Choose:
         """Fills in the selections of an in-decoder strategy from what it sees at its layers."""
         prepared = sequence.prepared
         seen = self._view(prepared, sequence.visual, with_router=False)
@@ -151,7 +152,7 @@ class Planner:
 
         return choose
 
-    def _chosen(self, prepared: PreparedPrompt, plan: Plan, view: View) -> tuple[Plan, Choice]:
+    def _chosen(self, prepared: PreparedRequest, plan: Plan, view: View) -> tuple[Plan, Choice]:
         """The selection at the point of `view`, after what looking there changes of the counts."""
         tokens = prepared.strategy.token_part
         assert tokens is not None, "only a token strategy has selections"
@@ -166,7 +167,7 @@ class Planner:
         choice = tokens.choose(view, selection.count)
         return plan.with_kept(layer_idx, tuple(choice.rows.tolist())), choice
 
-    def _within_bound(self, prepared: PreparedPrompt, plan: Plan, wanted: Points) -> Plan:
+    def _within_bound(self, prepared: PreparedRequest, plan: Plan, wanted: Points) -> Plan:
         """`plan` with the counts `wanted`, or as few less as cost and KV of the bound ask for."""
         tokens, shape = prepared.strategy.token_part, prepared.shape
         assert tokens is not None
@@ -227,7 +228,7 @@ class Planner:
 
     def _view(
         self,
-        prepared: PreparedPrompt,
+        prepared: PreparedRequest,
         visual: VisualTokens,
         *,
         with_router: bool = True,
@@ -246,8 +247,8 @@ class Planner:
         )
         return with_images(view, visual, prepared.layouts)
 
-    def _prove(self, prepared: PreparedPrompt, plan: Plan) -> None:
-        cost = prepared.cost(self._adapter.geometry, plan)
+    def _prove(self, prepared: PreparedRequest, plan: Plan) -> None:
+        cost = prepared.cost(plan)
         limit = prepared.allocation.limit
         assert cost.prefill_ratio <= limit, f"plan costs {cost.prefill_ratio}, limit {limit}"
         assert prepared.request.budget.form.allows(cost) or plan.is_dense, "budget exceeded"

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from threading import Condition
 
 from allrounder.core import ChatResult, FinishReason
-from allrounder.engine.protocols import DeviceOutOfMemory, Observer, Outcome, Runner, Running
-from allrounder.engine.scheduling.job import Job
+from allrounder.engine.protocols import DeviceOutOfMemory, Observer, Outcome, Runner
+from allrounder.engine.scheduling.request import EngineRequest, ScheduledRows
 from allrounder.engine.scheduling.scheduler import Scheduler
-from allrounder.engine.scheduling.tickets import Share, Ticket
 from allrounder.engine.warmup import warm_up
 from allrounder.errors import (
     AllrounderError,
@@ -32,7 +31,7 @@ Post = Callable[..., None]
 
 
 class Driver:
-    """Holds the jobs of one engine; every one that was added ends exactly once.
+    """Holds the requests of one engine; every one that was added ends exactly once.
 
     Args:
         post: calls a function with arguments on the callers' event loop, soon.
@@ -52,32 +51,32 @@ class Driver:
         self._observer = observer
         self._changed = changed
         self._post = post
-        self._jobs: dict[str, Job] = {}
+        self._requests: dict[str, EngineRequest] = {}
         self._cancelled: set[str] = set()
         self.num_steps = 0
 
     @property
     def has_work(self) -> bool:
-        return bool(self._jobs)
+        return bool(self._requests)
 
-    def add(self, job: Job, ticket: Ticket) -> None:
+    def add(self, request: EngineRequest) -> None:
         """Raises QueueFull, DeadlineExceeded, or InternalError for an id that is here already.
 
         The caller holds `changed`.
         """
-        if ticket.id in self._jobs:
+        if request.id in self._requests:
             raise InternalError("a request with this id is in the engine already")
-        self._scheduler.submit(ticket, time.monotonic())
-        self._jobs[ticket.id] = job
+        self._scheduler.submit(request, time.monotonic())
+        self._requests[request.id] = request
 
     def cancel(self, request_id: str) -> None:
         """The caller holds `changed`."""
-        if request_id in self._jobs:
+        if request_id in self._requests:
             self._cancelled.add(request_id)
 
     def cancel_all(self) -> None:
         """The caller holds `changed`."""
-        self._cancelled.update(self._jobs)
+        self._cancelled.update(self._requests)
 
     def turn(self) -> None:
         """All that is due now, and one step. Raises what the runner raises but running out."""
@@ -86,16 +85,16 @@ class Driver:
         self._preempt()
         self._begin_admitted()
         with self._changed:
-            shares = self._scheduler.compose()
-        if shares:
-            self._step(shares)
+            work = self._scheduler.compose()
+        if work:
+            self._step(work)
 
     def recover(self, err: Exception) -> bool:
         """Fail what was on the device; whether the runner still works."""
         logger.error("a step failed; its requests get an error each", exc_info=err)
-        for job in self._jobs_now():
-            if job.is_on_device:
-                self._end(job, StepFailed("a step of the engine failed that this request shared"))
+        for entry in self._all():
+            if entry.is_admitted:
+                self._end(entry, StepFailed("a step of the engine failed that this request shared"))
         try:
             warm_up(self._runner)
         except Exception:
@@ -104,125 +103,113 @@ class Driver:
         return True
 
     def fail_all(self, error: AllrounderError) -> None:
-        for job in self._jobs_now():
-            self._end(job, error)
+        for entry in self._all():
+            self._end(entry, error)
 
     def abandon(self) -> None:
         """The thread ends: whatever ended it, nobody is left waiting."""
         with self._changed:
-            left = list(self._jobs.values())
-            self._jobs.clear()
+            left = list(self._requests.values())
+            self._requests.clear()
         error = EngineDead("the engine has ended")
-        for job in left:
-            self._post(job.stream.deliver, error)
+        for entry in left:
+            self._post(entry.deliver, error)
         now = time.monotonic()
-        for job in left:
-            self._observer.failed(job.request, error, timing=job.timing(now))
+        for entry in left:
+            self._observer.failed(entry.request, error, timing=entry.clock.timing(now))
 
-    def _jobs_now(self) -> list[Job]:
+    def _all(self) -> list[EngineRequest]:
         with self._changed:
-            return list(self._jobs.values())
+            return list(self._requests.values())
 
     def _end_cancelled(self) -> None:
         with self._changed:
-            gone = [self._jobs[job_id] for job_id in self._cancelled if job_id in self._jobs]
+            gone = [self._requests[each] for each in self._cancelled if each in self._requests]
             self._cancelled.clear()
-        for job in gone:
-            self._end(job, RequestCancelled("the request was cancelled"))
+        for entry in gone:
+            self._end(entry, RequestCancelled("the request was cancelled"))
 
     def _end_expired(self) -> None:
         with self._changed:
-            expired = [self._jobs[t.id] for t in self._scheduler.expired(time.monotonic())]
-        for job in expired:
-            if job.running is not None and job.running.num_generated:
-                self._end(job, self._runner.finish(job.running, FinishReason.DEADLINE))
+            expired = self._scheduler.expired(time.monotonic())
+        for entry in expired:
+            if entry.num_generated:
+                self._end(entry, self._runner.finish(entry, FinishReason.DEADLINE))
             else:
-                self._end(job, DeadlineExceeded("the deadline passed before the first token"))
+                self._end(entry, DeadlineExceeded("the deadline passed before the first token"))
 
     def _preempt(self) -> None:
         with self._changed:
-            jobs = [self._jobs[request_id] for request_id in self._scheduler.preempt()]
-        for job in jobs:
-            if job.running is not None:
-                self._runner.preempt(job.running)
-            self._observer.preempted(job.request)
+            victims = self._scheduler.preempt()
+        for entry in victims:
+            self._runner.preempt(entry)
+            self._observer.preempted(entry.request)
 
     def _begin_admitted(self) -> None:
         now = time.monotonic()
         with self._changed:
-            admitted = [self._jobs[request_id] for request_id in self._scheduler.admit()]
-        jobs = [job for job in admitted if job.running is None]
-        if not jobs:
+            admitted = self._scheduler.admit()
+        fresh = [entry for entry in admitted if not entry.is_admitted]
+        if not fresh:
             return
-        for job in jobs:
-            job.admitted_at = now
-            self._observer.admitted(job.request, queue_seconds=now - job.request.arrival)
-        begun = self._runner.begin([job.prepared for job in jobs])
-        for job, entry in zip(jobs, begun, strict=True):
-            if isinstance(entry, AllrounderError):
-                self._end(job, entry)
-            else:
-                job.running = entry
+        for entry in fresh:
+            entry.clock.admitted_at = now
+            self._observer.admitted(entry.request, queue_seconds=now - entry.request.arrival)
+        for entry, error in zip(fresh, self._runner.begin(fresh), strict=True):
+            if error is not None:
+                self._end(entry, error)
 
-    def _step(self, shares: Sequence[Share]) -> None:
-        """Compute the shares; where they do not fit the device together, half of them at a time."""
+    def _step(self, work: Sequence[ScheduledRows]) -> None:
+        """Compute a step; where its requests do not fit the device together, halves of them."""
         try:
-            outcomes = self._runner.step(self._work(shares))
+            outcomes = self._runner.step(work)
         except DeviceOutOfMemory:
-            if len(shares) == 1:
-                job = self._jobs[shares[0].id]
-                self._end(job, EngineOutOfMemory("the request does not fit the device even alone"))
+            if len(work) == 1:
+                error = EngineOutOfMemory("the request does not fit the device even alone")
+                self._end(work[0].request, error)
                 return
-            logger.warning("%d requests do not fit one step; trying halves", len(shares))
-            half = len(shares) // 2
-            self._step(shares[:half])
-            self._step(shares[half:])
+            logger.warning("%d requests do not fit one step; trying halves", len(work))
+            half = len(work) // 2
+            self._step(work[:half])
+            self._step(work[half:])
             return
         self.num_steps += 1
-        with self._changed:
-            self._scheduler.advance(shares)
         for outcome in outcomes:
             self._deliver(outcome)
 
-    def _work(self, shares: Iterable[Share]) -> list[tuple[Running, int]]:
-        work = []
-        for share in shares:
-            running = self._jobs[share.id].running
-            assert running is not None, "only what has begun is in a step"
-            work.append((running, share.num_rows))
-        return work
-
     def _deliver(self, outcome: Outcome) -> None:
-        job = self._jobs[outcome.request_id]
+        entry = outcome.request
         if outcome.chunk is not None:
-            self._observe_token(job)
-            self._post(job.stream.deliver, outcome.chunk)
+            self._observe_token(entry)
+            self._post(entry.deliver, outcome.chunk)
         if outcome.error is not None:
-            self._end(job, outcome.error)
+            self._end(entry, outcome.error)
         elif outcome.result is not None:
-            self._end(job, outcome.result)
+            self._end(entry, outcome.result)
 
-    def _observe_token(self, job: Job) -> None:
+    def _observe_token(self, entry: EngineRequest) -> None:
         now = time.monotonic()
-        if job.last_token_at is None:
-            self._observer.first_token(job.request, seconds=now - job.request.arrival)
+        if entry.clock.last_token_at is None:
+            self._observer.first_token(entry.request, seconds=now - entry.request.arrival)
         else:
-            self._observer.next_token(job.request, seconds=now - job.last_token_at)
-        job.last_token_at = now
+            self._observer.next_token(entry.request, seconds=now - entry.clock.last_token_at)
+        entry.clock.last_token_at = now
 
-    def _end(self, job: Job, end: ChatResult | AllrounderError) -> None:
+    def _end(self, entry: EngineRequest, end: ChatResult | AllrounderError) -> None:
         """The one place where a request ends: memory, slot, metrics and stream together."""
         now = time.monotonic()
-        served = now - job.admitted_at if isinstance(end, ChatResult) else None
+        admitted = entry.clock.admitted_at
+        served = None
+        if isinstance(end, ChatResult) and admitted is not None:
+            served = now - admitted
         with self._changed:
-            self._scheduler.release(job.request.id, service_seconds=served)
-            del self._jobs[job.request.id]
+            self._scheduler.release(entry.request.id, service_seconds=served)
+            del self._requests[entry.request.id]
         try:
-            if job.running is not None:
-                self._runner.release(job.running)
+            self._runner.release(entry)
             if isinstance(end, ChatResult):
-                self._observer.finished(job.request, end)
+                self._observer.finished(entry.request, end)
             else:
-                self._observer.failed(job.request, end, timing=job.timing(now))
+                self._observer.failed(entry.request, end, timing=entry.clock.timing(now))
         finally:
-            self._post(job.stream.deliver, end)
+            self._post(entry.deliver, end)

@@ -1,7 +1,8 @@
 """Who waits, who runs, who computes what in the next step. Pure Python: no torch, no threads.
 
 One owner calls it; times are handed in as monotonic seconds. Between two steps the owner calls, in
-this order, `expired`, `preempt`, `admit` and `compose`, and `advance` once the step is done.
+this order, `expired`, `preempt`, `admit` and `compose`; the runner books in the requests what the
+step computed.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from collections.abc import Hashable, Iterable
 from itertools import count, islice
 
 from allrounder.core import Priority
-from allrounder.engine.scheduling.tickets import Entry, Limits, Share, Ticket
+from allrounder.engine.scheduling.request import EngineRequest, ScheduledRows, SchedulerLimits
 from allrounder.errors import DeadlineExceeded, QueueFull
 
 BATCH_SHARE = 10
 MAX_PASSES = 4
-COHORT_WINDOW = 16
+SIGNATURE_WINDOW = 16
 MIN_CHUNK_ROWS = 64
 # Who has just got an answer often asks again at once.
 QUIET_STEPS = 16
@@ -35,10 +36,12 @@ class Scheduler:
     computed anew later. The oldest one always goes on, so all come to an end.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: SchedulerLimits) -> None:
         self._limits = limits
-        self._lanes: dict[Priority, deque[Entry]] = {priority: deque() for priority in Priority}
-        self._running: dict[str, Entry] = {}
+        self._lanes: dict[Priority, deque[EngineRequest]] = {
+            priority: deque() for priority in Priority
+        }
+        self._running: dict[str, EngineRequest] = {}
         self._turns = count()
         self._admissions = count()
         self._interactive_in_a_row = 0
@@ -79,17 +82,19 @@ class Scheduler:
                 retry_after_seconds=max(self.expected_wait_seconds(), 1.0),
             )
 
-    def submit(self, ticket: Ticket, now: float) -> None:
+    def submit(self, request: EngineRequest, now: float) -> None:
         """Queue a request. Raises QueueFull, or DeadlineExceeded where waiting is hopeless."""
-        self.check_room(ticket.priority)
-        if ticket.deadline is not None and now + self._certain_wait() >= ticket.deadline:
+        priority = request.request.priority
+        self.check_room(priority)
+        if request.deadline is not None and now + self._certain_wait() >= request.deadline:
             raise DeadlineExceeded(
                 "the deadline passes before this request could begin",
                 retry_after_seconds=max(self.expected_wait_seconds(), 1.0),
             )
-        self._lanes[ticket.priority].append(Entry(ticket=ticket, turn=next(self._turns)))
+        request.turn = next(self._turns)
+        self._lanes[priority].append(request)
 
-    def preempt(self) -> list[str]:
+    def preempt(self) -> list[EngineRequest]:
         """Move back to the queue whoever must give way; their KV has to be dropped now.
 
         The youngest running requests, batch ones first, until what is reserved fits; and batch
@@ -108,59 +113,53 @@ class Scheduler:
             victims.append(self._put_back(victim))
         return victims
 
-    def admit(self) -> list[str]:
+    def admit(self) -> list[EngineRequest]:
         """Move to the running set whoever may run now, in order."""
-        admitted: list[str] = []
+        admitted: list[EngineRequest] = []
         num_encoded = 0
         while (entry := self._next()) is not None and self._fits(entry):
-            num_encoded += 0 if entry.was_preempted else entry.ticket.demand.num_encoded
+            num_encoded += 0 if entry.was_preempted else entry.demand.num_encoded
             if admitted and num_encoded > self._limits.max_encoded:
                 break
             self._start(entry)
-            admitted.append(entry.ticket.id)
+            admitted.append(entry)
         self._is_short_of_kv = entry is not None and self._has_slot and not self._fits(entry)
         return admitted
 
-    def compose(self) -> list[Share]:
+    def compose(self) -> list[ScheduledRows]:
         """The next step: a row of every decoding request, and prompt rows while there is room.
 
         Where interactive requests run, or did a moment ago, as many batch ones go along as have
         slots of their own, and their prompts in small parts: a step that many share is slow for
         those who wait for it, or come while it runs.
         """
-        entries = sorted(self._running.values(), key=lambda e: (e.is_batch, e.admitted))
+        entries = sorted(self._running.values(), key=lambda e: (e.is_batch, e.admission))
         num_interactive = sum(not entry.is_batch for entry in entries)
         self._quiet_steps = 0 if num_interactive else self._quiet_steps + 1
         is_considerate = self._quiet_steps < QUIET_STEPS
         if is_considerate:
             entries = entries[: num_interactive + max(self._batch_slots, 1)]
-        shares = [Share(id=e.ticket.id, num_rows=1) for e in entries if not e.num_pending]
-        room = max(self._limits.max_step_rows - len(shares), 0)
+        step = [ScheduledRows(request=e, num_rows=1) for e in entries if not e.num_pending]
+        room = max(self._limits.max_step_rows - len(step), 0)
         has_prompt = False
         for entry in entries:
             if entry.is_batch and is_considerate:
                 room = min(room, MIN_CHUNK_ROWS)
             num_rows = self._prompt_rows(entry, room, is_first=not has_prompt)
             if num_rows:
-                shares.append(Share(id=entry.ticket.id, num_rows=num_rows))
+                step.append(ScheduledRows(request=entry, num_rows=num_rows))
                 room = max(room - num_rows, 0)
                 has_prompt = True
-        return shares
+        return step
 
-    def advance(self, shares: Iterable[Share]) -> None:
-        """Those parts of a step have been computed."""
-        for share in shares:
-            entry = self._running.get(share.id)
-            if entry is None:
-                continue
-            entry.num_pending = max(entry.num_pending - share.num_rows, 0)
-            entry.num_generated += int(not entry.num_pending)
-
-    def expired(self, now: float) -> list[Ticket]:
+    def expired(self, now: float) -> list[EngineRequest]:
         """Every waiting or running request whose deadline has passed; they stay where they are."""
         waiting = (entry for lane in self._lanes.values() for entry in lane)
-        tickets = (entry.ticket for entry in (*waiting, *self._running.values()))
-        return [t for t in tickets if t.deadline is not None and t.deadline <= now]
+        return [
+            entry
+            for entry in (*waiting, *self._running.values())
+            if entry.deadline is not None and entry.deadline <= now
+        ]
 
     def release(self, request_id: str, *, service_seconds: float | None = None) -> None:
         """Forget a request, waiting or running; unknown ids are ignored.
@@ -170,7 +169,7 @@ class Scheduler:
         """
         if self._running.pop(request_id, None) is None:
             for priority, lane in self._lanes.items():
-                self._lanes[priority] = deque(e for e in lane if e.ticket.id != request_id)
+                self._lanes[priority] = deque(e for e in lane if e.id != request_id)
         if service_seconds is not None:
             before = service_seconds if self._service_seconds is None else self._service_seconds
             self._service_seconds = before + _SMOOTHING * (service_seconds - before)
@@ -191,7 +190,7 @@ class Scheduler:
         """Slots that batch requests may hold against interactive ones: a tenth, rounded up."""
         return -(-self._limits.max_running // BATCH_SHARE) if self._limits.max_running > 1 else 0
 
-    def _next(self) -> Entry | None:
+    def _next(self) -> EngineRequest | None:
         interactive, batch = self._lanes[Priority.INTERACTIVE], self._lanes[Priority.BATCH]
         if batch and (not interactive or self._batch_is_due()):
             return self._pick(batch)
@@ -203,57 +202,56 @@ class Scheduler:
         owed = self._batch_slots - num_batch
         return 0 < free <= owed or self._interactive_in_a_row >= BATCH_SHARE - 1
 
-    def _pick(self, lane: deque[Entry]) -> Entry:
+    def _pick(self, lane: deque[EngineRequest]) -> EngineRequest:
         """The head of the lane, or a near one that runs the layers which most are running."""
         head = lane[0]
-        cohorts = Counter[Hashable](e.ticket.demand.cohort for e in self._running.values())
-        if head.was_preempted or head.passes >= MAX_PASSES or not cohorts:
+        signatures = Counter[Hashable](e.demand.layer_signature for e in self._running.values())
+        if head.was_preempted or head.passes >= MAX_PASSES or not signatures:
             return head
-        common = cohorts.most_common(1)[0][0]
-        if head.ticket.demand.cohort == common:
+        common = signatures.most_common(1)[0][0]
+        if head.demand.layer_signature == common:
             return head
-        near = islice(lane, COHORT_WINDOW)
-        alike = (entry for entry in near if entry.ticket.demand.cohort == common)
+        near = islice(lane, SIGNATURE_WINDOW)
+        alike = (entry for entry in near if entry.demand.layer_signature == common)
         return next((entry for entry in alike if self._fits(entry)), head)
 
     @property
     def _has_slot(self) -> bool:
         return self.num_running < self._limits.max_running
 
-    def _fits(self, entry: Entry) -> bool:
+    def _fits(self, entry: EngineRequest) -> bool:
         has_room = self.kv_bytes_reserved + entry.kv_reserved <= self._limits.kv_bytes
         return self._has_slot and has_room
 
-    def _start(self, entry: Entry) -> None:
-        lane = self._lanes[entry.ticket.priority]
+    def _start(self, entry: EngineRequest) -> None:
+        lane = self._lanes[entry.request.priority]
         for passed in lane:
             if passed is entry:
                 break
             passed.passes += 1
         lane.remove(entry)
-        entry.num_pending = entry.ticket.demand.num_rows + entry.num_generated
-        entry.admitted = next(self._admissions)
-        self._running[entry.ticket.id] = entry
+        entry.admission = next(self._admissions)
+        self._running[entry.id] = entry
         self._interactive_in_a_row = 0 if entry.is_batch else self._interactive_in_a_row + 1
 
-    def _put_back(self, entry: Entry) -> str:
+    def _put_back(self, entry: EngineRequest) -> EngineRequest:
         """To the front of its lane, behind others that were preempted and are older."""
-        del self._running[entry.ticket.id]
+        del self._running[entry.id]
         entry.was_preempted = True
-        lane = self._lanes[entry.ticket.priority]
+        lane = self._lanes[entry.request.priority]
         place = sum(other.was_preempted and other.turn < entry.turn for other in lane)
         lane.insert(place, entry)
-        return entry.ticket.id
+        return entry
 
-    def _youngest(self, entries: Iterable[Entry]) -> Entry:
+    def _youngest(self, entries: Iterable[EngineRequest]) -> EngineRequest:
         return max(entries, key=lambda entry: (entry.is_batch, entry.turn))
 
-    def _prompt_rows(self, entry: Entry, room: int, *, is_first: bool) -> int:
+    def _prompt_rows(self, entry: EngineRequest, room: int, *, is_first: bool) -> int:
         """How many prompt rows of a request go into a step with `room` left; 0 for none."""
         pending = entry.num_pending
         if pending <= room:
             return pending
-        if not entry.ticket.demand.splittable:
+        if not entry.demand.splittable:
             return pending if is_first else 0
         if room < MIN_CHUNK_ROWS:
             return min(pending, MIN_CHUNK_ROWS) if is_first else 0

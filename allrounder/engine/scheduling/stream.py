@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from allrounder.core import ChatRequest, ChatResult, TokenChunk
+from allrounder.engine.scheduling.request import Event
 from allrounder.errors import AllrounderError
 
 
@@ -45,7 +46,7 @@ class QueuedStream:
         if not self._end.done():
             self._on_cancel(self._request.id)
 
-    def deliver(self, event: TokenChunk | ChatResult | AllrounderError) -> None:
+    def deliver(self, event: Event) -> None:
         if self._end.done():
             return
         if isinstance(event, TokenChunk):

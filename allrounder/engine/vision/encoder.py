@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from allrounder.core import ImageInput
-from allrounder.engine.execution.sequence import PreparedPrompt
+from allrounder.engine.planning.prepared import PreparedRequest
 from allrounder.engine.protocols import CacheCounts
-from allrounder.engine.scheduling.tickets import MAX_ENCODED_TOKENS
+from allrounder.engine.scheduling.request import MAX_ENCODED_TOKENS
 from allrounder.engine.vision.encoder_cache import EncoderCache, ImageKey
 from allrounder.models.adapter import Adapter
 from allrounder.models.families.family import VisualTokens
@@ -24,7 +24,7 @@ class Encoder:
         self.cache = EncoderCache(cache_bytes)
         self.counts = CacheCounts()
 
-    def encode(self, prompts: Sequence[PreparedPrompt]) -> list[VisualTokens]:
+    def encode(self, prompts: Sequence[PreparedRequest]) -> list[VisualTokens]:
         """Each prompt's images joined, in order. Raises what the adapter raises."""
         found: dict[ImageKey, VisualTokens] = {}
         missing: dict[bool, dict[ImageKey, tuple[ImageInput, int]]] = {False: {}, True: {}}
@@ -69,7 +69,7 @@ class Encoder:
         counts = self.counts
         self.counts = CacheCounts(queries=counts.queries + 1, hits=counts.hits + hit)
 
-    def _key(self, prepared: PreparedPrompt, image: ImageInput) -> ImageKey:
+    def _key(self, prepared: PreparedRequest, image: ImageInput) -> ImageKey:
         return ImageKey(
             tenant=prepared.request.tenant,
             digest=image.digest,
@@ -77,7 +77,7 @@ class Encoder:
         )
 
 
-def _needs_facts(prepared: PreparedPrompt) -> bool:
+def _needs_facts(prepared: PreparedRequest) -> bool:
     """Of the vision tower, beside the tokens: only to choose, and not where nothing is dropped."""
     tokens = prepared.strategy.token_part
     return tokens is not None and tokens.needs_vision and bool(prepared.allocation.plan.selections)

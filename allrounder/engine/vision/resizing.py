@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from allrounder.core import ImageInput
-from allrounder.engine.execution.sequence import PreparedPrompt
+from allrounder.engine.planning.prepared import PreparedRequest
 from allrounder.errors import BudgetTooSmall, InvalidImage
 from allrounder.models.adapter import Adapter
 from allrounder.pruning.per_image import quotas
@@ -16,7 +16,7 @@ from allrounder.pruning.per_image import quotas
 _STEPS = 128
 
 
-def resized(adapter: Adapter, prepared: PreparedPrompt) -> PreparedPrompt:
+def resized(adapter: Adapter, prepared: PreparedRequest) -> PreparedRequest:
     """The same question about smaller pictures, within the count that the budget allows.
 
     Raises:
