@@ -22,12 +22,12 @@ from allrounder.engine.protocols import EngineFacade, EngineState, Observer
 from allrounder.errors import StartupError
 from allrounder_service import logs
 from allrounder_service.api.auth import key_ring, protected_scopes
-from allrounder_service.api.batch_lines import answer_line
 from allrounder_service.api.deps import Services
 from allrounder_service.api.endpoints import ENDPOINTS, WORKER_ENDPOINTS
-from allrounder_service.api.intake.chat_body import ChatLimits
-from allrounder_service.api.intake.image_decoder import ImageDecoder
+from allrounder_service.api.intake.api_request import ChatLimits
+from allrounder_service.api.intake.images import ImageDecoder
 from allrounder_service.api.limits import Limiter
+from allrounder_service.api.serving import answer_line
 from allrounder_service.api.transport import TransportLimits, protocol_with
 from allrounder_service.api.webapp import bare_app, own_version, wire, wrap
 from allrounder_service.jobs.execution import Answer, Answered

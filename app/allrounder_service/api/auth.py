@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 
 from allrounder.errors import AuthenticationFailed, PermissionRefused
 from allrounder_service.api.key_file import KeyRecord, Scope, WatchedKeys
-from allrounder_service.api.limits import Limits
+from allrounder_service.api.limits import KeyLimits
 from allrounder_service.settings import Settings
 
 PUBLIC_TENANT = "public"
@@ -29,7 +29,7 @@ class Caller:
     name: str
     tenant: str
     scopes: frozenset[Scope]
-    limits: Limits
+    limits: KeyLimits
 
     def require(self, scopes: Iterable[str]) -> None:
         """Raises PermissionRefused unless the key has all of them."""
@@ -80,12 +80,12 @@ class KeyRing:
         plain: Iterable[str] = (),
         *,
         watched: WatchedKeys | None = None,
-        limits: Limits | None = None,
+        limits: KeyLimits | None = None,
         now: Callable[[], datetime] = _now,
     ) -> None:
         self._plain = tuple(digest_of(key) for key in plain)
         self._watched = watched
-        self._limits = limits or Limits()
+        self._limits = limits or KeyLimits()
         self._now = now
         self._nobody = digest_of(secrets.token_hex())
 
@@ -129,7 +129,7 @@ def key_ring(settings: Settings) -> KeyRing:
     return KeyRing(
         (key.get_secret_value() for key in settings.api_keys),
         watched=None if path is None else WatchedKeys(path),
-        limits=Limits(
+        limits=KeyLimits(
             requests_per_minute=settings.requests_per_minute,
             tokens_per_minute=settings.tokens_per_minute,
             concurrent_requests=settings.concurrent_requests,

@@ -18,12 +18,12 @@ from pathlib import Path
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from allrounder.errors import KeyFileUnusable
-from allrounder_service.api.limits import Limits
+from allrounder_service.api.limits import KeyLimits
 
 logger = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 16 * 2**20
-LIMIT_NAMES = tuple(field.name for field in fields(Limits))
+LIMIT_NAMES = tuple(field.name for field in fields(KeyLimits))
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 

@@ -16,14 +16,14 @@ Clock = Callable[[], int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
+class KeyLimits:
     """0: no limit. Tokens are `usage.total_tokens`: of the prompt after pruning, and the answer."""
 
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
     concurrent_requests: int = 0
 
-    def but(self, own: Mapping[str, int]) -> Limits:
+    def but(self, own: Mapping[str, int]) -> KeyLimits:
         return replace(self, **own)
 
 
@@ -78,11 +78,11 @@ class TokenBucket:
 class Meter:
     """The state of one key's limits. Lives on the event loop."""
 
-    def __init__(self, limits: Limits, now: int) -> None:
+    def __init__(self, limits: KeyLimits, now: int) -> None:
         self.num_running = 0
         self.adopt(limits, now)
 
-    def adopt(self, limits: Limits, now: int) -> None:
+    def adopt(self, limits: KeyLimits, now: int) -> None:
         """New limits start with full buckets; what runs goes on counting."""
         self.limits = limits
         self.buckets = {
@@ -166,7 +166,7 @@ class Limiter:
         self._clock = clock
         self._meters: dict[str, Meter] = {}
 
-    def visit(self, name: str, limits: Limits) -> Visit:
+    def visit(self, name: str, limits: KeyLimits) -> Visit:
         now = self._clock()
         meter = self._meters.setdefault(name, Meter(limits, now))
         if meter.limits != limits:

@@ -21,7 +21,7 @@ from allrounder.errors import (
     TooManyConnections,
 )
 from allrounder_service.api.middleware import SECURITY_HEADERS
-from allrounder_service.api.problems import envelope
+from allrounder_service.api.problems import error_answer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,15 +148,16 @@ class GuardedProtocol(H11Protocol):
     def _refuse(self, error: AllrounderError) -> None:
         """Answers if no answer has begun, and closes."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            body = json.dumps(envelope(error)).encode()
+            answer = error_answer(error)
+            body = json.dumps(answer.body).encode()
             headers = {
                 "Content-Type": "application/json",
                 "Content-Length": str(len(body)),
+                **answer.headers,
                 "Connection": "close",
-                **({"Retry-After": "1"} if error.retryable else {}),
                 **SECURITY_HEADERS,
             }
-            head = h11.Response(status_code=error.status, headers=list(headers.items()))
+            head = h11.Response(status_code=answer.status, headers=list(headers.items()))
             for event in (head, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()

@@ -16,9 +16,14 @@ from starlette.types import Lifespan
 
 from allrounder.errors import AllrounderError
 from allrounder_service.api.limits import EXPOSED_HEADERS
-from allrounder_service.api.middleware import REQUEST_ID_HEADER, RequestContext, SlowBodies
+from allrounder_service.api.middleware import (
+    REQUEST_ID_HEADER,
+    RequestContext,
+    RequestTracing,
+    SlowBodies,
+    endpoint_of,
+)
 from allrounder_service.api.problems import to_response
-from allrounder_service.api.tracing import RequestTracing
 from allrounder_service.metrics.engine_metrics import HttpMetrics
 from allrounder_service.settings import Settings
 from allrounder_service.tracing.trace import Tracer
@@ -49,8 +54,9 @@ def bare_app(lifespan: Lifespan[FastAPI]) -> FastAPI:
 
 
 def wire(app: FastAPI, endpoints: Sequence[APIRouter]) -> None:
-    async def answer_problem(_request: Request, exc: Exception) -> Response:
-        return to_response(exc)
+    async def answer_problem(request: Request, exc: Exception) -> Response:
+        asked = getattr(request.state, "asked", None)
+        return to_response(exc, endpoint=endpoint_of(request.scope), asked=asked)
 
     for kind in PROBLEMS:
         app.add_exception_handler(kind, answer_problem)

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from allrounder.errors import (
     BatchEnded,
     IdempotencyKeyReused,
-    InvalidParameter,
+    InvalidField,
     NotFound,
     QueueFull,
 )
@@ -86,7 +86,7 @@ def _answers(
             try:
                 return await method(self, *args, **kwargs)
             except UnknownCursor:
-                raise InvalidParameter("after: no such id in this list", param="after") from None
+                raise InvalidField("after: no such id in this list", param="after") from None
 
     return answering
 
@@ -168,7 +168,7 @@ class Jobs:
     async def create_batch(self, tenant: str, order: BatchOrder) -> BatchRecord:
         """Admit a batch; the same order with the same idempotency key gives the first one.
 
-        Raises: IdempotencyKeyReused, InvalidParameter, QueueFull.
+        Raises: IdempotencyKeyReused, InvalidField, QueueFull.
         """
         first = await self._first_of(tenant, order)
         if first is not None:
@@ -241,14 +241,14 @@ class Jobs:
         file = await self.files.get(tenant, id) if FILE_ID.fullmatch(id) else None
         # The touch keeps the bytes until the batch has its own claim on them.
         if file is None or not await asyncio.to_thread(self.store.touch, file.sha256):
-            raise InvalidParameter("input_file_id: there is no such file", param="input_file_id")
+            raise InvalidField("input_file_id: there is no such file", param="input_file_id")
         if file.purpose != "batch":
-            raise InvalidParameter(
+            raise InvalidField(
                 "input_file_id: the file's purpose must be batch", param="input_file_id"
             )
         most = self.options.queue
         if file.lines > min(most.max_lines, most.max_tenant_lines, self.options.max_batch_lines):
-            raise InvalidParameter(
+            raise InvalidField(
                 "input_file_id: the file has more lines than this service takes at all",
                 param="input_file_id",
             )

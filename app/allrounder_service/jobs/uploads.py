@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from allrounder.errors import BodyTooLarge, InvalidParameter, StorageUnavailable
+from allrounder.errors import BodyTooLarge, InvalidField, StorageUnavailable
 from allrounder_service.jobs.blob_store import Store
 from allrounder_service.jobs.input_lines import MAX_LINE_BYTES, LineCounter
 
@@ -52,7 +52,7 @@ class Upload:
         self._max_lines = max_lines
 
     def write(self, data: bytes) -> None:
-        """Raises BodyTooLarge or InvalidParameter as soon as a limit is passed."""
+        """Raises BodyTooLarge or InvalidField as soon as a limit is passed."""
         if self._draft.num_bytes + len(data) > self._max_bytes:
             raise BodyTooLarge(f"file: at most {self._max_bytes} bytes are allowed", param="file")
         self._counter.feed(data)
@@ -61,11 +61,11 @@ class Upload:
             self._draft.write(data)
 
     def commit(self) -> Stored:
-        """Put the bytes where others find them. Raises InvalidParameter for an empty file."""
+        """Put the bytes where others find them. Raises InvalidField for an empty file."""
         self._counter.close()
         self._check_lines()
         if not self._counter.num_lines:
-            raise InvalidParameter("file: the file holds no lines", param="file")
+            raise InvalidField("file: the file holds no lines", param="file")
         num_bytes = self._draft.num_bytes
         with storage_errors():
             sha256 = self._draft.commit()
@@ -77,10 +77,8 @@ class Upload:
 
     def _check_lines(self) -> None:
         if self._counter.num_lines > self._max_lines:
-            raise InvalidParameter(
-                f"file: at most {self._max_lines} lines are allowed", param="file"
-            )
+            raise InvalidField(f"file: at most {self._max_lines} lines are allowed", param="file")
         if self._counter.longest > MAX_LINE_BYTES:
-            raise InvalidParameter(
+            raise InvalidField(
                 f"file: a line may have at most {MAX_LINE_BYTES} bytes", param="file"
             )

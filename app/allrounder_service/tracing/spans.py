@@ -15,7 +15,7 @@ from opentelemetry.util.types import AttributeValue
 
 from allrounder.core import ChatRequest, ChatResult, FinishReason, Stage
 from allrounder.errors import RequestCancelled
-from allrounder_service.tracing.trace import Exchange, Trace, intervals
+from allrounder_service.tracing.trace import HttpExchange, Trace, intervals
 
 PREFIX = "allrounder"
 PROVIDER = "allrounder"
@@ -101,7 +101,7 @@ def _attributes(trace: Trace) -> Attributes:
     return found
 
 
-def _of_exchange(exchange: Exchange) -> Attributes:
+def _of_exchange(exchange: HttpExchange) -> Attributes:
     found: Attributes = {http_attributes.HTTP_REQUEST_METHOD: exchange.method}
     if exchange.route is not None:
         found[http_attributes.HTTP_ROUTE] = exchange.route

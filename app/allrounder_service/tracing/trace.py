@@ -25,7 +25,7 @@ Headers = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Exchange:
+class HttpExchange:
     """The HTTP side of a request; `status` is None where nothing was sent."""
 
     method: str
@@ -62,7 +62,7 @@ class Trace:
     def __init__(self, *, trace_id: str | None, on_end: Callable[[Trace], None] | None) -> None:
         self.trace_id = trace_id
         self.began = self.closed = time.monotonic()
-        self.exchange: Exchange | None = None
+        self.exchange: HttpExchange | None = None
         self.request: ChatRequest | None = None
         self.model: str | None = None
         self.result: ChatResult | None = None

@@ -82,7 +82,7 @@ _EXPIRY_SCHEMA = {
 }
 
 
-class UploadForm(WireModel):
+class UploadFields(WireModel):
     """The fields beside the file; `expires_after[seconds]` stands for a nested field."""
 
     purpose: Literal["batch"]
