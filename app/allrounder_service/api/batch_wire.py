@@ -1,4 +1,4 @@
-"""Files and batches on the wire, in OpenAI's shapes."""
+"""The answers of the files and batches endpoints, in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class FileDeleted(BaseModel):
 
 
 class BatchError(BaseModel):
-    """`line` counts from 1 in the input file; null where it is not about one line."""
+    """`line` counts from 1 in the input file; null for an error of the whole file."""
 
     code: str
     message: str
@@ -72,7 +72,7 @@ class BatchTokenUsage(BaseModel):
 
 
 class Batch(BaseModel):
-    """Times are in seconds since 1970, null where the batch has not come to that."""
+    """Times are in seconds since 1970, null where the batch has not reached that state."""
 
     id: str
     object: Literal["batch"] = "batch"

@@ -55,7 +55,7 @@ async def read_body(request: Request, *, max_bytes: int, forms: bool = True) -> 
     """The body's fields; multipart bodies only where `forms`.
 
     Raises UnsupportedBody, BodyTooLarge (before reading where the length is declared),
-    MalformedBody, or InvalidField for a form part that cannot be.
+    MalformedBody, or InvalidField for an invalid form part.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if request.headers.get("content-encoding", "identity").lower() != "identity":
@@ -71,7 +71,7 @@ async def read_body(request: Request, *, max_bytes: int, forms: bool = True) -> 
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
-    """A JSON object. NaN and infinities pass, so that the field's own check can name it."""
+    """A JSON object. NaN and infinities pass, so that the check of the field can name it."""
     if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_JSON_VALUES:
         raise MalformedBody("the JSON body holds too many values")
     try:

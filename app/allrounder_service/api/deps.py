@@ -35,7 +35,7 @@ _bearer = HTTPBearer(auto_error=False, description="Only where the operator has 
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """Built once by main; the only way from an endpoint to anything else.
+    """Built once by main; all that the endpoints depend on.
 
     Attributes:
         refused: counts a request that was refused before it reached the engine.
@@ -72,19 +72,19 @@ async def get_tenant(
     scopes: SecurityScopes,
     _shown_in_docs: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> AsyncIterator[str]:
-    """Holds one of the key's concurrent requests until the answer has been sent."""
+    """The caller's tenant; holds one of its key's concurrent requests until the answer is sent."""
     caller = services.keys.caller_of(request.headers)
     caller.require(scopes.scopes)
-    visit = request.state.visit = services.limiter.visit(caller.name, caller.limits)
+    metered = request.state.metered = services.limiter.request(caller.name, caller.limits)
     try:
-        visit.enter()
+        metered.acquire()
     except RateLimited as err:
         services.refused(err)
         raise
     try:
         yield caller.tenant
     finally:
-        visit.leave()
+        metered.release()
 
 
 TenantDep = Annotated[str, Depends(get_tenant)]
@@ -124,7 +124,7 @@ def require_ready(engine: EngineFacade) -> None:
 
 
 def require_admission(services: Services) -> None:
-    """`require_ready` for a request that wants an answer: its refusal is counted."""
+    """As `require_ready`, and counts the refusal."""
     try:
         require_ready(services.engine)
     except Unavailable as err:

@@ -106,8 +106,8 @@ class _SentAnswer:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers[REQUEST_ID_HEADER] = self.request_id
-            visit = self._scope.get("state", {}).get("visit")
-            limits = visit.headers() if visit else {}
+            metered = self._scope.get("state", {}).get("metered")
+            limits = metered.headers() if metered else {}
             for name, value in (SECURITY_HEADERS | limits).items():
                 headers[name] = value
         await self._send(message)

@@ -24,7 +24,7 @@ from allrounder_service.api.deps import Services, require_admission, require_rea
 from allrounder_service.api.intake.api_request import ApiRequest, ChatLimits, Endpoint
 from allrounder_service.api.intake.chat_body import parse_chat
 from allrounder_service.api.intake.completion_body import parse_completion
-from allrounder_service.api.limits import Visit
+from allrounder_service.api.limits import MeteredRequest
 from allrounder_service.api.problems import error_answer
 from allrounder_service.api.responses import EventStream, await_result
 
@@ -52,8 +52,8 @@ async def respond(
     writer = _writer(asked, request, services)
     stream = await services.engine.submit(request)
     if not request.plan_only:
-        visit: Visit = http.state.visit
-        visit.charge(stream)
+        metered: MeteredRequest = http.state.metered
+        metered.charge(stream)
     if asked.stream:
         return EventStream(stream, writer)
     return JSONResponse(writer.whole(await await_result(stream, http.receive)))

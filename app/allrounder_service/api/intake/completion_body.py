@@ -46,7 +46,7 @@ _PARTS: Mapping[Role, tuple[str, ...]] = {
 
 Text = Annotated[str, AfterValidator(readable)]
 Label = Annotated[str, Field(max_length=MAX_LABEL_CHARS)]
-"""Taken, and changes nothing."""
+"""A string that is accepted and ignored."""
 
 
 _TEXT_PART = {
@@ -191,7 +191,7 @@ def completion_body_docs() -> dict[str, Any]:
 
 
 def _with_max_tokens(wire: CompletionBody, limits: ChatLimits) -> CompletionBody:
-    """The newer name's value under the older one."""
+    """`max_completion_tokens` moved to `max_tokens`."""
     if wire.max_completion_tokens is None:
         return wire
     if wire.max_completion_tokens > limits.max_tokens_limit:
@@ -218,14 +218,14 @@ def _includes_usage(wire: CompletionBody) -> bool:
     return validate(StreamOptions, wire.stream_options, prefix="stream_options").include_usage
 
 
-class _Message(WireModel):
+class _RoleMessage(WireModel):
     role: str
     content: Any
     name: Label | None = None
 
 
-class _Answer(_Message):
-    """An assistant's turn as the SDK gives it back; what only tools would fill must be empty."""
+class _AssistantTurn(_RoleMessage):
+    """An assistant's turn as the SDK returns it; the fields of tool calls must be empty."""
 
     refusal: Text | None = None
     tool_calls: Annotated[Any, only(None, [])] = None
@@ -254,8 +254,8 @@ class _ImagePart(WireModel):
 
 
 class _ImageUrl(WireModel):
-    """`detail`: `auto` and `high` are one and the same, the model's own resolution. `low` is not
-    to be had: what an image may cost is said by `budget`."""
+    """`detail`: `auto` and `high` both mean the model's own resolution. `low` is refused: what an
+    image may cost is set by `budget`."""
 
     url: str
     detail: Annotated[str, only("auto", "high")] = "auto"
@@ -263,14 +263,14 @@ class _ImageUrl(WireModel):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conversation:
-    """Checked messages; `images` are still encoded, in the order in which they stand."""
+    """Checked messages; `images` are still encoded, in the order of the messages."""
 
     messages: tuple[Message, ...]
     images: tuple[ImageSource, ...]
 
     @property
     def question(self) -> str:
-        """What the user said last."""
+        """The texts of the last user message, joined by spaces."""
         for message in reversed(self.messages):
             if message.role is Role.USER:
                 return " ".join(part for part in message.parts if part is not None)
@@ -278,7 +278,7 @@ class Conversation:
 
 
 def parse_messages(given: Sequence[Any], *, max_image_bytes: int) -> Conversation:
-    """Raises InvalidField, or what `from_url` raises, naming the place: `messages.1.content.0`."""
+    """Raises InvalidField, or what `from_url` raises; `param` is a path: `messages.1.content.0`."""
     images: list[ImageSource] = []
     messages = tuple(
         _message(each, f"messages.{idx}", images, max_image_bytes) for idx, each in enumerate(given)
@@ -300,17 +300,17 @@ def _message(given: Any, place: str, images: list[ImageSource], max_bytes: int) 
     if role is None:
         raise _wrong(f"{place}.role", f"the role must be one of {', '.join(ROLES)}")
     if role is Role.ASSISTANT:
-        return Message(role=role, parts=_answer(given, place))
-    content = validate(_Message, given, prefix=place).content
+        return Message(role=role, parts=_assistant_parts(given, place))
+    content = validate(_RoleMessage, given, prefix=place).content
     return Message(role=role, parts=_parts(content, role, place, images, max_bytes))
 
 
-def _answer(given: Mapping[str, Any], place: str) -> tuple[str | None, ...]:
-    """What the assistant said, a refusal's text included; nothing is an empty text."""
-    said_nothing = given.get("content") is None and "refusal" in given
-    wire = validate(_Answer, {**given, "content": ""} if said_nothing else given, prefix=place)
+def _assistant_parts(given: Mapping[str, Any], place: str) -> tuple[str | None, ...]:
+    """The texts of an assistant's turn, a refusal included; an empty turn is one empty text."""
+    is_empty = given.get("content") is None and "refusal" in given
+    wire = validate(_AssistantTurn, {**given, "content": ""} if is_empty else given, prefix=place)
     refusal = () if wire.refusal is None else (wire.refusal,)
-    if said_nothing:
+    if is_empty:
         return refusal or ("",)
     return (*_parts(wire.content, Role.ASSISTANT, place, [], 0), *refusal)
 
