@@ -36,7 +36,7 @@ class FileDeleted(BaseModel):
 
 
 class BatchError(BaseModel):
-    """`line` counts from 1 in the input file; null for an error of the whole file."""
+    """`line` counts from 1 in the input file; null where it is not about one line."""
 
     code: str
     message: str
@@ -72,7 +72,7 @@ class BatchTokenUsage(BaseModel):
 
 
 class Batch(BaseModel):
-    """Times are in seconds since 1970, null where the batch has not reached that state."""
+    """Times are in seconds since 1970, null where the batch has not come to that."""
 
     id: str
     object: Literal["batch"] = "batch"
