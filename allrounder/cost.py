@@ -7,7 +7,7 @@ vision encoder runs whole and is not counted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from allrounder.core import Cost, ModelGeometry, Plan, PromptShape
 
@@ -88,52 +88,3 @@ def cost_of(
         num_layers_run=plan.num_layers_run,
         loyalty=plan.loyalty,
     )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PaperCost:
-    """TFLOPs of a plan as PAR's Table 1 counts them, and their share of the dense model's."""
-
-    teraflops: float
-    ratio: float
-
-
-LLAVA_1_5_7B = ModelGeometry(
-    num_layers=32,
-    width=4096,
-    num_heads=32,
-    num_kv_heads=32,
-    head_dim=128,
-    mlp_width=11008,
-    vocab_size=32064,
-    max_positions=4096,
-)
-PAPER_OTHER_ROWS = 465
-_PAPER_WHOLE_LAYERS = 1
-
-
-def par_paper(
-    tokens: int,
-    layers: int,
-    *,
-    geometry: ModelGeometry = LLAVA_1_5_7B,
-    num_visual: int = 576,
-    num_other: int = PAPER_OTHER_ROWS,
-) -> PaperCost:
-    """What PAR (Table 1) would print for `tokens` visual tokens kept and `layers` layers run.
-
-    Reconstructed from the published figures, to compare with them and for nothing else: an MLP of
-    two matrices, tokens gone after the first layer, and 465 other rows, prompt and answer together.
-    """
-    whole = num_other + num_visual
-    dense = geometry.num_layers * paper_layer_flops(geometry, whole)
-    spent = _PAPER_WHOLE_LAYERS * paper_layer_flops(geometry, whole)
-    spent += (layers - _PAPER_WHOLE_LAYERS) * paper_layer_flops(geometry, num_other + tokens)
-    return PaperCost(teraflops=spent / 1e12, ratio=spent / dense)
-
-
-def paper_layer_flops(geometry: ModelGeometry, num_rows: int) -> int:
-    """One layer as PAR counts it: twice FastV's multiply-adds, an MLP of two matrices."""
-    width = geometry.width
-    matrices = 4 * num_rows * width**2 + 2 * num_rows * width * geometry.mlp_width
-    return 2 * (matrices + 2 * num_rows**2 * width)

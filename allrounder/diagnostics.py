@@ -26,7 +26,7 @@ from allrounder.engine.execution.runner import ModelRunner
 from allrounder.engine.offline import Drive, drive
 from allrounder.engine.startup import find_router
 from allrounder.errors import AllrounderError, RouterMismatch
-from allrounder.measure import machine
+from allrounder.measure import environment
 from allrounder.models.loading import load_adapter
 from allrounder.models.transformers import TransformersAdapter
 from allrounder.router.weights import LoadedRouter
@@ -89,14 +89,14 @@ def examine(settings: EngineSettings) -> Iterator[Check]:
 
 
 def _versions() -> Check:
-    facts = {**machine.versions(), "torchvision": machine.has_torchvision()}
-    shown = ", ".join(f"{name} {value}" for name, value in machine.versions().items())
+    facts = {**environment.versions(), "torchvision": environment.is_installed("torchvision")}
+    shown = ", ".join(f"{name} {value}" for name, value in environment.versions().items())
     images = "present" if facts["torchvision"] else "absent (Pillow resizes the images)"
     return _ok("versions", f"{shown}; torchvision {images}", facts)
 
 
 def _processor() -> Check:
-    facts = machine.processor()
+    facts = environment.processor()
     shown = (
         f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, "
         f"{facts['instruction_set']}, GPU: {facts['gpu'] or 'none'}"
@@ -147,10 +147,10 @@ def _router(
 
 
 def _memory(settings: EngineSettings, adapter: TransformersAdapter) -> Check:
-    total = machine.device_bytes(adapter.device)
+    total = environment.device_bytes(adapter.device)
     facts = {
         "weight_bytes": adapter.weight_bytes,
-        "resident_bytes": machine.resident_bytes(),
+        "resident_bytes": environment.resident_bytes(),
         "kv_bytes_limit": settings.kv_bytes_limit,
         "device_bytes": total,
     }

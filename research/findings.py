@@ -22,7 +22,7 @@ from allrounder.core import ModelGeometry
 from allrounder.demo.held_out import draw_exams
 from allrounder.demo.wording import NUMBER_WORDS
 from allrounder.evaluation.benchmarks.demo import DemoBenchmark, DemoItem
-from allrounder.evaluation.statistics import Estimate, difference
+from allrounder.measure.statistics import Estimate, difference
 from allrounder.pruning import STRATEGIES
 from allrounder.pruning.autoprune import AutoPrune
 from allrounder.pruning.strategy import Choice, Points, View, keep_best
@@ -34,7 +34,7 @@ app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
 
 @dataclass(frozen=True, kw_only=True)
 class FirstCut(AutoPrune):
-    """Everything leaves in AutoPrune's first cut, nothing behind it."""
+    """All tokens are dropped at AutoPrune's first selection point."""
 
     name: ClassVar[str] = "autoprune-first"
 
@@ -91,12 +91,12 @@ def counts(cells: Path, budget: float) -> None:
         pairs = [(_number(own[n]), _number(whole[n])) for n in counted if n < len(own)]
         known = [(a, b) for a, b in pairs if a is not None and b is not None]
         mine, theirs = zip(*known, strict=True)
-        _tell(key["strategy"], difference(mine, theirs, range(len(known))), scale=1)
+        _print_estimate(key["strategy"], difference(mine, theirs, range(len(known))), scale=1)
 
 
 @app.command()
 def shapes(mine: Path, theirs: Path) -> None:
-    """Points by which one cell is ahead of another, by the number of shapes in the picture."""
+    """Points by which one cell is ahead of another, by the number of shapes in the image."""
     trials = [_read(path) for path in (mine, theirs)]
     items = _items(trials[0]["key"])
     assert trials[0]["key"]["items"] == trials[1]["key"]["items"], "these are other questions"
@@ -110,7 +110,7 @@ def shapes(mine: Path, theirs: Path) -> None:
         chosen = [n for n, size in enumerate(sizes) if least <= size < above]
         own, other = ([each[n] for n in chosen] for each in grades)
         clusters = [items[n].cluster for n in chosen]
-        _tell(f"from {least} to {above - 1}", difference(own, other, clusters), scale=100)
+        _print_estimate(f"from {least} to {above - 1}", difference(own, other, clusters), scale=100)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _number(answer: str) -> int | None:
     return int(word) if word.isdigit() else None
 
 
-def _tell(name: str, found: Estimate, *, scale: int) -> None:
+def _print_estimate(name: str, found: Estimate, *, scale: int) -> None:
     typer.echo(f"{name}: {scale * found.value:+.2f} ± {scale * found.stderr:.2f} (n = {found.n})")
 
 

@@ -9,9 +9,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from allrounder.core import PromptShape
+from allrounder.core import ModelGeometry, PromptShape
 from allrounder.core.budget import Budget, Counts, FlopsShare, Quality
 from allrounder.pruning.greedy import covering_flops, farthest_flops
+
+LLAVA_1_5_7B = ModelGeometry(
+    num_layers=32,
+    width=4096,
+    num_heads=32,
+    num_kv_heads=32,
+    head_dim=128,
+    mlp_width=11008,
+    vocab_size=32064,
+    max_positions=4096,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

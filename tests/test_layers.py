@@ -31,6 +31,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "redis": ("allrounder_service.jobs",),
     "prometheus_client": ("allrounder_service.metrics",),
     "opentelemetry": ("allrounder_service.tracing.otel", "allrounder_service.tracing.spans"),
+    "matplotlib": ("allrounder.measure.plots",),
     "transformers": ("allrounder.models", "research.demo_model"),
     "PIL": (
         "allrounder.images",

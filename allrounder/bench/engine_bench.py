@@ -14,28 +14,27 @@ from typing import Any
 import torch
 
 from allrounder.bench import engine_rows as rows_of
-from allrounder.bench.goals import with_goals
 from allrounder.bench.router_cost import RouterCost
-from allrounder.bench.rows import Row
+from allrounder.bench.rows import BenchRow
 from allrounder.bench.sides import (
+    EngineSide,
     LibrarySide,
-    OurSide,
-    Sample,
+    TimedRun,
     encode_all,
     encode_seconds,
-    middle_of,
+    median_run,
 )
-from allrounder.bench.timing import interleaved
 from allrounder.bench.workload import (
     DENSE,
     NEW_TOKENS,
-    NUM_PICTURES,
+    NUM_IMAGES,
     counts_within,
     make_workload,
     mixed_counts,
     scaled,
 )
 from allrounder.core.budget import Budget
+from allrounder.measure.statistics import turns
 from allrounder.models.loading import load_adapter
 
 BATCHES = (1, 8)
@@ -68,8 +67,8 @@ class EngineBench:
         self._options = options
         self._adapter = load_adapter(options.model, device=options.device, dtype=options.dtype)
         self._workload = make_workload(self._adapter)
-        features = encode_all(self._adapter, self._workload.pictures)
-        self._ours = OurSide(self._adapter, features)
+        features = encode_all(self._adapter, self._workload.images)
+        self._ours = EngineSide(self._adapter, features)
         self._library = LibrarySide(self._adapter, features, self._workload)
         self._router = RouterCost(options.router_width, like=self._adapter)
         geometry, shape = self._adapter.geometry, self._workload.shape
@@ -97,7 +96,7 @@ class EngineBench:
             "workload": (
                 f"{shape.num_visual} visual + {shape.num_text} text rows, {NEW_TOKENS} new tokens; "
                 "visual features computed before, on both sides; the library is given embedded "
-                "prompts; requests of an equal-plan batch ask the same of the same picture, so "
+                "prompts; requests of an equal-plan batch ask the same of the same image, so "
                 "that the strategy random gives them one plan"
             ),
             "rounds": (
@@ -106,11 +105,15 @@ class EngineBench:
             ),
         }
 
-    def run(self, *, tick: Callable[[], object] = lambda: None) -> list[Row]:
+    def run(self, *, tick: Callable[[], object] = lambda: None) -> list[BenchRow]:
         settings = self._settings()
         for name in ("library/1", "dense/1"):
             settings[name]()
-        samples = interleaved(settings, rounds=self._options.rounds, tick=tick)
+        names = list(settings)
+        samples: dict[str, list[TimedRun]] = {name: [] for name in names}
+        for _, idx in turns(len(names), num_rounds=self._options.rounds):
+            samples[names[idx]].append(settings[names[idx]]())
+            tick()
         found = rows_of.stages(samples)
         for batch in BATCHES:
             found.append(rows_of.beside_library(samples, "dense", batch))
@@ -121,10 +124,10 @@ class EngineBench:
         for plan, counts in self._plans.items():
             found += rows_of.memory_rows(samples, self._ours.runner, self._workload, plan, counts)
         found += self._router.rows(samples["router"], samples["layer"])
-        return with_goals(found, self._adapter.name)
+        return rows_of.with_goals(found, self._adapter.name)
 
-    def _settings(self) -> dict[str, Callable[[], Sample]]:
-        settings: dict[str, Callable[[], Sample]] = {"encode": self._encode}
+    def _settings(self) -> dict[str, Callable[[], TimedRun]]:
+        settings: dict[str, Callable[[], TimedRun]] = {"encode": self._encode}
         for batch in BATCHES:
             settings[f"library/{batch}"] = self._by_library(batch)
             settings[f"dense/{batch}"] = self._by_us([DENSE] * batch)
@@ -133,27 +136,27 @@ class EngineBench:
         for share, counts in self._within.items():
             settings[f"prefill/{share:g}"] = self._by_us([counts], max_tokens=1)
         for name in [name for name in settings if not name.endswith("/8")]:
-            settings[name] = partial(middle_of, REPEATS, settings[name])
-        settings["mixed"] = self._by_us(self._mixed, picture_of=range(len(self._mixed)))
+            settings[name] = partial(median_run, REPEATS, settings[name])
+        settings["mixed"] = self._by_us(self._mixed, image_of=range(len(self._mixed)))
         for idx, counts in enumerate(self._mixed):
-            same = [idx] * NUM_PICTURES
-            settings[f"equal-{idx}"] = self._by_us([counts] * NUM_PICTURES, picture_of=same)
+            same = [idx] * NUM_IMAGES
+            settings[f"equal-{idx}"] = self._by_us([counts] * NUM_IMAGES, image_of=same)
         return settings | self._router.settings()
 
     def _by_us(
         self,
         forms: Sequence[Budget],
         *,
-        picture_of: Sequence[int] | None = None,
+        image_of: Sequence[int] | None = None,
         max_tokens: int = NEW_TOKENS,
-    ) -> Callable[[], Sample]:
-        pictures = [0] * len(forms) if picture_of is None else picture_of
+    ) -> Callable[[], TimedRun]:
+        images = [0] * len(forms) if image_of is None else image_of
         return lambda: self._ours.answer(
-            self._workload.requests(forms, picture_of=pictures, max_tokens=max_tokens)
+            self._workload.requests(forms, image_of=images, max_tokens=max_tokens)
         )
 
-    def _by_library(self, batch: int) -> Callable[[], Sample]:
+    def _by_library(self, batch: int) -> Callable[[], TimedRun]:
         return lambda: self._library.answer(batch, NEW_TOKENS)
 
-    def _encode(self) -> Sample:
-        return Sample(total=encode_seconds(self._adapter, self._workload.pictures[0]))
+    def _encode(self) -> TimedRun:
+        return TimedRun(total=encode_seconds(self._adapter, self._workload.images[0]))

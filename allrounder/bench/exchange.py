@@ -1,4 +1,4 @@
-"""One request over HTTP, with a stopwatch that starts when it was due, not when it was sent."""
+"""One HTTP request, timed from its scheduled arrival rather than from when it was sent."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class End(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Exchange:
-    """What became of one request; moments are those of `time.perf_counter`.
+class TimedExchange:
+    """Outcome of one request; times are those of `time.perf_counter`.
 
     Attributes:
         due: when it should have been sent; every latency counts from here.
@@ -89,7 +89,7 @@ async def exchange(
     budget: float,
     due: float,
     patience: float,
-) -> Exchange:
+) -> TimedExchange:
     """Send one request and read its stream to the end; never raises for what the server does.
 
     Args:
@@ -103,7 +103,7 @@ async def exchange(
         end = End.ABANDONED
     except (httpx2.HTTPError, ValueError, LookupError, TypeError, AttributeError) as err:
         end, seen.reason = End.FAILED, type(err).__name__
-    return Exchange(
+    return TimedExchange(
         budget=budget,
         end=end,
         due=due,

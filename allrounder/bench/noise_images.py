@@ -1,6 +1,6 @@
-"""Pictures for load: smooth noise, as cheap to make and about as large on the wire as a photograph.
+"""Images for load: smooth noise, as cheap to make and about as large on the wire as a photograph.
 
-The same seed and side give the same picture.
+The same seed and side give the same image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _GRAIN = 4
 _JPEG_QUALITY = 85
 
 
-def picture(seed: int, *, side: int = SIDE) -> ImageInput:
+def noise_image(seed: int, *, side: int = SIDE) -> ImageInput:
     rgb = _noise(seed, side).tobytes()
     digest = hashlib.sha256(rgb).hexdigest()
     return ImageInput(width=side, height=side, rgb=rgb, digest=digest)
@@ -32,7 +32,7 @@ def jpeg(seed: int, *, side: int = SIDE) -> bytes:
 
 
 def jpeg_url(seed: int, *, side: int = SIDE) -> str:
-    """The picture as a data URL."""
+    """The image as a data URL."""
     return "data:image/jpeg;base64," + base64.b64encode(jpeg(seed, side=side)).decode()
 
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import torch
 
-from allrounder.bench.rows import Row, compared, counted
-from allrounder.bench.sides import OurSide, Sample
+from allrounder.bench.rows import BenchRow, compared, counted
+from allrounder.bench.sides import EngineSide, TimedRun
 from allrounder.bench.workload import DENSE, Workload, make_workload
 from allrounder.core import Plan
 from allrounder.cost import prefill_flops
@@ -40,8 +40,8 @@ class RouterCost:
         num_visual = self._workload.shape.num_visual
         visual_VD = self._adapter.embed(torch.randint(0, 256, (num_visual,)).tolist())
         features = VisualTokens(tokens_VD=visual_VD)
-        self._side = OurSide(
-            self._adapter, {image.digest: features for image in self._workload.pictures}
+        self._side = EngineSide(
+            self._adapter, {image.digest: features for image in self._workload.images}
         )
         self._config = RouterConfig.for_model(model_width=width, num_layers=_NUM_LAYERS)
         with torch.device(like.device):
@@ -51,10 +51,10 @@ class RouterCost:
                 torch.randn(1, self._workload.shape.num_question, width) * _FEATURE_SCALE
             )
 
-    def settings(self) -> dict[str, Callable[[], Sample]]:
+    def settings(self) -> dict[str, Callable[[], TimedRun]]:
         return {"router": self._time_router, "layer": self._time_layer}
 
-    def rows(self, router: Sequence[Sample], layer: Sequence[Sample]) -> list[Row]:
+    def rows(self, router: Sequence[TimedRun], layer: Sequence[TimedRun]) -> list[BenchRow]:
         shape = self._workload.shape
         geometry = replace(self._adapter.geometry, num_layers=_NUM_LAYERS, vocab_size=_VOCABULARY)
         dense = Plan.dense(num_layers=_NUM_LAYERS, num_visual=shape.num_visual)
@@ -74,14 +74,14 @@ class RouterCost:
         ]
 
     @torch.inference_mode()
-    def _time_router(self) -> Sample:
+    def _time_router(self) -> TimedRun:
         started = time.perf_counter()
         tokens, layers = self._router(self._visual, self._question)
         (tokens.sum() + layers.sum()).item()
-        return Sample(total=time.perf_counter() - started)
+        return TimedRun(total=time.perf_counter() - started)
 
-    def _time_layer(self) -> Sample:
-        return self._side.answer(self._workload.requests([DENSE], picture_of=[0], max_tokens=1))
+    def _time_layer(self) -> TimedRun:
+        return self._side.answer(self._workload.requests([DENSE], image_of=[0], max_tokens=1))
 
 
 def _one_layer(width: int) -> LlavaShape:

@@ -1,4 +1,4 @@
-"""Rows of a benchmark: as JSON and as a Markdown table. Knows nothing of how they came."""
+"""Rows of a benchmark as JSON, Markdown and bars. Knows nothing of what was measured."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from allrounder.bench.timing import Estimate, estimate, ratios
+from allrounder.measure.statistics import Estimate, bootstrapped, percentile, ratios
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Goal:
+class RatioGoal:
     """The ratio that is aimed at: at least, or at most."""
 
     ratio: float
@@ -26,7 +27,7 @@ class Goal:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class BenchRow:
     """One figure.
 
     Attributes:
@@ -41,7 +42,7 @@ class Row:
     unit: str
     baseline: float | None = None
     ratio: float | None = None
-    goal: Goal | None = None
+    goal: RatioGoal | None = None
     n: int = 1
     stderr: float | None = None
 
@@ -67,8 +68,10 @@ class Row:
         return f"{self.goal} {'met' if self.goal.is_met(self.ratio) else 'missed'}"
 
 
-def row_of(name: str, found: Estimate, unit: str) -> Row:
-    return Row(name=name, value=found.value, unit=unit, n=found.n, stderr=found.stderr)
+def row_of(name: str, found: Estimate, unit: str) -> BenchRow:
+    return BenchRow(
+        name=name, value=found.value, unit=unit, n=found.n, stderr=_finite(found.stderr)
+    )
 
 
 def compared(
@@ -76,37 +79,37 @@ def compared(
     values: Sequence[float],
     baselines: Sequence[float],
     unit: str,
-) -> Row:
+) -> BenchRow:
     """Medians of both over the same rounds, and of their ratio in each."""
-    ratio = estimate(ratios(values, baselines))
-    return Row(
+    ratio = bootstrapped(ratios(values, baselines))
+    return BenchRow(
         name=name,
-        value=estimate(values).value,
+        value=percentile(values, 50),
         unit=unit,
-        baseline=estimate(baselines).value,
+        baseline=percentile(baselines, 50),
         ratio=ratio.value,
         n=ratio.n,
-        stderr=ratio.stderr,
+        stderr=_finite(ratio.stderr),
     )
 
 
-def counted(name: str, value: float, unit: str, baseline: float | None = None) -> Row:
+def counted(name: str, value: float, unit: str, baseline: float | None = None) -> BenchRow:
     """A figure that is computed or counted, not timed."""
     ratio = value / baseline if baseline else None
-    return Row(name=name, value=value, unit=unit, baseline=baseline, ratio=ratio)
+    return BenchRow(name=name, value=value, unit=unit, baseline=baseline, ratio=ratio)
 
 
-def report(environment: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+def report(environment: Mapping[str, Any], rows: Sequence[BenchRow]) -> dict[str, Any]:
     return {"environment": dict(environment), "rows": [row.as_json() for row in rows]}
 
 
-def text_of(environment: Mapping[str, Any], rows: Sequence[Row], *, as_json: bool) -> str:
+def text_of(environment: Mapping[str, Any], rows: Sequence[BenchRow], *, as_json: bool) -> str:
     if as_json:
         return json.dumps(report(environment, rows), allow_nan=False)
     return table_of(environment, rows)
 
 
-def table_of(environment: Mapping[str, Any], rows: Sequence[Row]) -> str:
+def table_of(environment: Mapping[str, Any], rows: Sequence[BenchRow]) -> str:
     """What it ran on, then Markdown: one line a row."""
     lines = [f"{key}: {_plain(value)}" for key, value in environment.items() if value is not None]
     lines += [
@@ -123,6 +126,15 @@ def table_of(environment: Mapping[str, Any], rows: Sequence[Row]) -> str:
             f"| {row.verdict} | {row.n} |"
         )
     return "\n".join(lines)
+
+
+def plot_ratios(rows: Sequence[BenchRow], path: Path) -> None:
+    """Bars of every ratio with its standard error. Needs the extra `plots`."""
+    from allrounder.measure.plots import draw_bars
+
+    bars = {row.name: (row.ratio, row.stderr) for row in rows if row.ratio is not None}
+    drawn = draw_bars(bars, xlabel="value / baseline", baseline=1, suffix=path.suffix)
+    path.write_bytes(drawn)
 
 
 def _finite(value: float | None) -> float | None:

@@ -13,11 +13,18 @@ from typing import Any
 
 import httpx2
 
-from allrounder.bench.arrivals import QUESTIONS, Ask, draw_asks, poisson_arrivals
-from allrounder.bench.load import Load, closed_loop, make_client, open_loop
-from allrounder.bench.rows import Row
+from allrounder.bench.load import (
+    QUESTIONS,
+    Load,
+    closed_loop,
+    draw_requests,
+    make_client,
+    open_loop,
+    poisson_arrivals,
+)
+from allrounder.bench.rows import BenchRow
 from allrounder.bench.serve_rows import Slo, beside_peer, closed_rows, decode_row, open_rows
-from allrounder.bench.targets import OpenAiApi, OwnApi, Target
+from allrounder.bench.targets import LoadRequest, OpenAiApi, OwnApi, Target
 from allrounder.errors import StartupError
 
 logger = logging.getLogger(__name__)
@@ -38,7 +45,7 @@ class ServeOptions:
     budgets: tuple[float, ...] = (1.0, 0.5, 0.25)
     clients: tuple[int, ...] = (1, 64)
     closed_requests: int = 4
-    num_pictures: int = 8
+    num_images: int = 8
     max_tokens: int = 16
     patience: float = 60.0
     slo: Slo = field(default_factory=Slo)
@@ -63,7 +70,7 @@ class ServeBench:
         return len(self._targets) * (opened + closed)
 
     async def facts(self) -> dict[str, Any]:
-        """What the server says of itself, and the workload. Raises StartupError if it is silent."""
+        """The server's model facts and the workload. Raises StartupError if it does not answer."""
         own, options = self._targets[0], self._options
         async with make_client() as client:
             try:
@@ -78,7 +85,7 @@ class ServeBench:
             "peer": next((each.url for each in self._targets[1:]), None),
             "workload": (
                 f"Poisson arrivals for {options.duration:g} s, seed {options.seed}; "
-                f"{options.num_pictures} pictures of 336 x 336 pixels as JPEG; budgets "
+                f"{options.num_images} images of 336 x 336 pixels as JPEG; budgets "
                 f"{', '.join(f'{budget:g}' for budget in options.budgets)} in equal shares; "
                 f"{options.max_tokens} tokens at most; clients hang up after "
                 f"{options.patience:g} s; latency counts from when a request was due"
@@ -89,8 +96,8 @@ class ServeBench:
             },
         }
 
-    async def run(self, *, tick: Callable[[], object] = lambda: None) -> list[Row]:
-        rows: list[Row] = []
+    async def run(self, *, tick: Callable[[], object] = lambda: None) -> list[BenchRow]:
+        rows: list[BenchRow] = []
         async with make_client() as client:
             for rate in self._options.rates:
                 found = [await self._open(client, each, rate, tick) for each in self._targets]
@@ -106,26 +113,26 @@ class ServeBench:
         target: Target,
         rate: float,
         tick: Callable[[], object],
-    ) -> list[Row]:
+    ) -> list[BenchRow]:
         options, arrivals = self._options, self._arrivals[rate]
-        asks = draw_asks(
+        requests = draw_requests(
             len(arrivals),
             budgets=options.budgets,
-            num_pictures=options.num_pictures,
+            num_images=options.num_images,
             seed=options.seed,
         )
         load = await open_loop(
             client,
             target,
-            asks,
+            requests,
             arrivals,
             max_tokens=options.max_tokens,
             patience=options.patience,
             tick=tick,
         )
         prefix = f"{target.name}/rate-{rate:g}"
-        _say_reasons(prefix, load)
-        return open_rows(prefix, load, options.slo, offered=len(asks) / options.duration)
+        _log_reasons(prefix, load)
+        return open_rows(prefix, load, options.slo, offered=len(requests) / options.duration)
 
     async def _closed(
         self,
@@ -133,15 +140,15 @@ class ServeBench:
         target: Target,
         count: int,
         tick: Callable[[], object],
-    ) -> list[Row]:
-        """One request first, so that the encoder knows the picture."""
+    ) -> list[BenchRow]:
+        """One request first, so that the encoder knows the image."""
         options = self._options
-        ask = Ask(picture=0, question=QUESTIONS[0], budget=options.budgets[0])
+        request = LoadRequest(image=0, question=QUESTIONS[0], budget=options.budgets[0])
         for num_clients, num_each in ((1, 1), (count, options.closed_requests)):
             load = await closed_loop(
                 client,
                 target,
-                ask,
+                request,
                 num_clients=num_clients,
                 num_each=num_each,
                 max_tokens=options.max_tokens,
@@ -149,16 +156,16 @@ class ServeBench:
                 tick=tick,
             )
         prefix = f"{target.name}/clients-{count}"
-        _say_reasons(prefix, load)
+        _log_reasons(prefix, load)
         return closed_rows(prefix, load)
 
 
-def _say_reasons(prefix: str, load: Load) -> None:
+def _log_reasons(prefix: str, load: Load) -> None:
     reasons = Counter(found.reason for found in load.exchanges if found.reason is not None)
     for reason, count in reasons.most_common():
         logger.warning("%s: %d of %d: %s", prefix, count, len(load.exchanges), reason)
 
 
-def _joined(found: list[list[Row]]) -> list[Row]:
+def _joined(found: list[list[BenchRow]]) -> list[BenchRow]:
     rows = [row for each in found for row in each]
     return rows if len(found) == 1 else rows + beside_peer(*found)

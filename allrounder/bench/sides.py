@@ -26,7 +26,7 @@ _NO_LIMIT = 1 << 60
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sample:
+class TimedRun:
     """Seconds of one batch: planning in `total` only; for the library `total` only."""
 
     total: float
@@ -35,7 +35,7 @@ class Sample:
     results: tuple[ChatResult, ...] = ()
 
 
-class _FeaturesAtHand:
+class _PrecomputedFeatures:
     """An adapter whose encoder is a look-up, and whose answers end only at their full length."""
 
     eos_token_ids: frozenset[int] = frozenset()
@@ -51,16 +51,18 @@ class _FeaturesAtHand:
         return [self._features[image.digest] for image in images]
 
 
-class OurSide:
+class EngineSide:
     """Our runner, driven without a server."""
 
     def __init__(self, adapter: Adapter, features: Features) -> None:
-        at_hand = cast("Adapter", _FeaturesAtHand(adapter, features))
+        at_hand = cast("Adapter", _PrecomputedFeatures(adapter, features))
         self.runner = ModelRunner(at_hand, kv_bytes_limit=_NO_LIMIT)
 
-    def answer(self, requests: Sequence[ChatRequest]) -> Sample:
+    def answer(self, requests: Sequence[ChatRequest]) -> TimedRun:
         ran = drive(self.runner, requests)
-        return Sample(total=ran.total, prefill=ran.prefill, decode=ran.decode, results=ran.results)
+        return TimedRun(
+            total=ran.total, prefill=ran.prefill, decode=ran.decode, results=ran.results
+        )
 
 
 class LibrarySide:
@@ -73,13 +75,13 @@ class LibrarySide:
         self, adapter: TransformersAdapter, features: Features, workload: Workload
     ) -> None:
         self._model: Any = adapter.plain_twin()
-        layout = adapter.layout(workload.pictures[0])
+        layout = adapter.layout(workload.images[0])
         prompt = adapter.prompt(workload.question, [layout])
         rows = prompt_rows(
             adapter,
             prompt,
             adapter.positions(prompt, [layout]),
-            features[workload.pictures[0].digest],
+            features[workload.images[0].digest],
             Plan.dense(num_layers=adapter.geometry.num_layers, num_visual=layout.num_visual),
         )
         self._embedded_1SD = rows.hidden_SD[None]
@@ -96,14 +98,14 @@ class LibrarySide:
         ).tolist()
         return ids
 
-    def answer(self, num_requests: int, num_tokens: int) -> Sample:
+    def answer(self, num_requests: int, num_tokens: int) -> TimedRun:
         started = time.perf_counter()
         self.token_ids(num_requests, num_tokens)
-        return Sample(total=time.perf_counter() - started)
+        return TimedRun(total=time.perf_counter() - started)
 
 
-def middle_of(repeats: int, run: Callable[[], Sample]) -> Sample:
-    """The sample of median total among some runs: short ones are easily disturbed."""
+def median_run(repeats: int, run: Callable[[], TimedRun]) -> TimedRun:
+    """The sample of median total among some runs: short runs vary most."""
     return sorted((run() for _ in range(repeats)), key=lambda sample: sample.total)[repeats // 2]
 
 
@@ -112,7 +114,7 @@ def encode_all(adapter: Adapter, images: Sequence[ImageInput]) -> dict[str, Visu
 
 
 def encode_seconds(adapter: Adapter, image: ImageInput) -> float:
-    """One picture through the vision tower; waits for the device."""
+    """One image through the vision tower; waits for the device."""
     started = time.perf_counter()
     adapter.encode([image])[0].tokens_VD[0, 0].item()
     return time.perf_counter() - started

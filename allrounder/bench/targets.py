@@ -1,4 +1,4 @@
-"""The two APIs under load: our own, and any server that speaks OpenAI's. Bodies out, events in."""
+"""The two APIs under load, our own and any that speaks OpenAI's: bodies and stream events."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
-from allrounder.bench.arrivals import Ask
 from allrounder.bench.noise_images import jpeg_url
 
-_picture = lru_cache(maxsize=256)(jpeg_url)
+_image = lru_cache(maxsize=256)(jpeg_url)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadRequest:
+    """One request: which image, which question, at which budget."""
+
+    image: int
+    question: str
+    budget: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """What one server-sent event says, as far as a stopwatch cares.
+    """What a timed stream needs of one server-sent event.
 
     Attributes:
         text: part of the answer.
@@ -43,7 +51,7 @@ class Target(Protocol):
     @property
     def headers(self) -> Mapping[str, str]: ...
 
-    def body(self, ask: Ask, *, max_tokens: int) -> bytes: ...
+    def body(self, request: LoadRequest, *, max_tokens: int) -> bytes: ...
 
     def read(self, event: Mapping[str, Any]) -> Event: ...
 
@@ -57,11 +65,11 @@ class OwnApi:
     name: str = "allrounder"
     path: str = "/v1/chat"
 
-    def body(self, ask: Ask, *, max_tokens: int) -> bytes:
+    def body(self, request: LoadRequest, *, max_tokens: int) -> bytes:
         fields = {
-            "image": _picture(ask.picture),
-            "question": ask.question,
-            "budget": ask.budget,
+            "image": _image(request.image),
+            "question": request.question,
+            "budget": request.budget,
             "max_tokens": max_tokens,
             "stream": True,
         }
@@ -88,10 +96,10 @@ class OpenAiApi:
     name: str = "peer"
     path: str = "/v1/chat/completions"
 
-    def body(self, ask: Ask, *, max_tokens: int) -> bytes:
+    def body(self, request: LoadRequest, *, max_tokens: int) -> bytes:
         content = [
-            {"type": "image_url", "image_url": {"url": _picture(ask.picture)}},
-            {"type": "text", "text": ask.question},
+            {"type": "image_url", "image_url": {"url": _image(request.image)}},
+            {"type": "text", "text": request.question},
         ]
         fields = {
             "model": self.model,

@@ -1,4 +1,4 @@
-"""What the engine is asked: prompts of LLaVA-1.5-7B's proportions, and the plans they run under.
+"""Workload of the engine benchmark: prompts of LLaVA-1.5-7B's proportions, and their plans.
 
 Counts are written for 576 visual tokens, 64 text rows and 32 layers; another geometry gets the same
 shares of its own.
@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from allrounder.bench.noise_images import SIDE, picture
+from allrounder.bench.noise_images import SIDE, noise_image
 from allrounder.core import (
     BudgetRequest,
     ChatRequest,
@@ -26,7 +26,7 @@ from allrounder.cost import cost_of
 from allrounder.models.adapter import Adapter
 
 NEW_TOKENS = 16
-NUM_PICTURES = 8
+NUM_IMAGES = 8
 STRATEGY = "random"
 DENSE = FlopsShare(share=1.0)
 _VISUAL, _TEXT, _LAYERS = 576, 64, 32
@@ -46,34 +46,34 @@ _FILLER = "Say which of the things in the picture stands nearest to the one that
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """One question about each of a few pictures; every prompt has the same shape."""
+    """One question about each of a few images; every prompt has the same shape."""
 
-    pictures: tuple[ImageInput, ...]
+    images: tuple[ImageInput, ...]
     question: str
     shape: PromptShape
 
     def requests(
-        self, forms: Sequence[Budget], *, picture_of: Sequence[int], max_tokens: int = NEW_TOKENS
+        self, forms: Sequence[Budget], *, image_of: Sequence[int], max_tokens: int = NEW_TOKENS
     ) -> list[ChatRequest]:
-        """One request per form. The same picture gives `random` the same choices."""
+        """One request per form. The same image gives `random` the same choices."""
         return [
             ChatRequest(
                 id=f"bench-{idx}",
-                images=(self.pictures[which],),
+                images=(self.images[which],),
                 question=self.question,
                 budget=BudgetRequest(form=form, requested=None, strategy=STRATEGY),
                 sampling=SamplingParams(max_tokens=max_tokens),
                 arrival=time.monotonic(),
             )
-            for idx, (form, which) in enumerate(zip(forms, picture_of, strict=True))
+            for idx, (form, which) in enumerate(zip(forms, image_of, strict=True))
         ]
 
 
 def make_workload(adapter: Adapter) -> Workload:
-    """Pictures that give about 576 tokens where the family has native resolution."""
+    """Images that give about 576 tokens where the family has native resolution."""
     side = SIDE if adapter.fixed_visual else 2 * SIDE
-    pictures = tuple(picture(seed, side=side) for seed in range(NUM_PICTURES))
-    layout = adapter.layout(pictures[0])
+    images = tuple(noise_image(seed, side=side) for seed in range(NUM_IMAGES))
+    layout = adapter.layout(images[0])
     num_text = max(_LEAST_TEXT, _TEXT * layout.num_visual // _VISUAL)
     question = _FILLER[0]
     for length in range(1, 8 * num_text):
@@ -82,7 +82,7 @@ def make_workload(adapter: Adapter) -> Workload:
             break
         question = longer
     return Workload(
-        pictures=pictures,
+        images=images,
         question=question,
         shape=adapter.prompt(question, [layout]).shape,
     )

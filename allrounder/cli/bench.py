@@ -63,6 +63,6 @@ def engine(
         raise typer.Exit(1) from err
     typer.echo(text_of({**environment(sys.argv), **bench.facts()}, rows, as_json=as_json))
     if plot is not None:
-        from allrounder.bench.load_plots import plot_ratios
+        from allrounder.bench.rows import plot_ratios
 
         plot_ratios(rows, plot)

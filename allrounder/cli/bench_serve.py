@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from allrounder.bench.rows import Row
+    from allrounder.bench.rows import BenchRow
     from allrounder.bench.serve_bench import ServeBench, ServeOptions
     from allrounder.bench.targets import OpenAiApi
 
@@ -34,7 +34,7 @@ Clients = Annotated[
     str, typer.Option(help="Clients that wait for their answers, comma-separated; empty: none.")
 ]
 EachSends = Annotated[int, typer.Option(help="Requests of each such client.", min=1)]
-Pictures = Annotated[int, typer.Option(help="Pictures to draw from.", min=1)]
+Images = Annotated[int, typer.Option(help="Images to draw from.", min=1)]
 MaxTokens = Annotated[int, typer.Option(help="Of each answer.", min=1)]
 Patience = Annotated[float, typer.Option(help="Seconds until a client hangs up.", min=0.01)]
 SloTtft = Annotated[float | None, typer.Option(help="Objective: the first token.", min=0)]
@@ -61,7 +61,7 @@ def serve(
     budgets: Budgets = "1,0.5,0.25",
     clients_closed: Clients = "1,64",
     closed_requests: EachSends = 4,
-    distinct_images: Pictures = 8,
+    distinct_images: Images = 8,
     max_tokens: MaxTokens = 16,
     patience_s: Patience = 60.0,
     slo_ttft_ms: SloTtft = None,
@@ -84,7 +84,7 @@ def serve(
         budgets=_numbers(budgets, "--budgets"),
         clients=tuple(map(int, _numbers(clients_closed, "--clients-closed"))),
         closed_requests=closed_requests,
-        num_pictures=distinct_images,
+        num_images=distinct_images,
         max_tokens=max_tokens,
         patience=patience_s,
         slo=Slo(first_token_seconds=_seconds(slo_ttft_ms), seconds=_seconds(slo_e2e_ms)),
@@ -104,7 +104,7 @@ def _measured(
     flags: list[str],
     headers: dict[str, str],
     peer: OpenAiApi | None,
-) -> tuple[dict[str, Any], list[Row]]:
+) -> tuple[dict[str, Any], list[BenchRow]]:
     from allrounder.bench.own_server import own_server
     from allrounder.bench.serve_bench import ServeBench
     from allrounder.bench.targets import OwnApi
@@ -119,7 +119,7 @@ def _measured(
         raise typer.Exit(1) from err
 
 
-async def _run(bench: ServeBench) -> tuple[dict[str, Any], list[Row]]:
+async def _run(bench: ServeBench) -> tuple[dict[str, Any], list[BenchRow]]:
     from tqdm import tqdm
 
     from allrounder.measure.environment import environment
@@ -129,12 +129,12 @@ async def _run(bench: ServeBench) -> tuple[dict[str, Any], list[Row]]:
         return facts, await bench.run(tick=bar.update)
 
 
-def _show(facts: dict[str, Any], rows: list[Row], *, as_json: bool, plot: Path | None) -> None:
+def _show(facts: dict[str, Any], rows: list[BenchRow], *, as_json: bool, plot: Path | None) -> None:
     from allrounder.bench.rows import text_of
 
     typer.echo(text_of(facts, rows, as_json=as_json))
     if plot is not None:
-        from allrounder.bench.load_plots import plot_rates
+        from allrounder.bench.serve_rows import plot_rates
 
         plot_rates(rows, plot)
 

@@ -1,4 +1,4 @@
-"""`allrounder evaluate`: accuracy, loyalty, harm and cost of strategies at budgets, resumable."""
+"""`allrounder evaluate`: accuracy, loyalty, KL and cost of strategies at budgets, resumable."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from allrounder.cli import score
 
 if TYPE_CHECKING:
     from allrounder.evaluation.benchmark import Benchmark
-    from allrounder.evaluation.command import Wishes
+    from allrounder.evaluation.command import GridSpec
     from allrounder.evaluation.defaults import Preset
     from allrounder.evaluation.report import Report
-    from allrounder.evaluation.run import Options
+    from allrounder.evaluation.run import RunOptions
 
 Model = Annotated[str, typer.Option(help="demo, or a transformers folder.")]
 BenchmarkName = Annotated[str, typer.Option("--benchmark", help="Which questions to ask.")]
@@ -47,7 +47,7 @@ Selection = Annotated[
 Timed = Annotated[
     int | None, typer.Option(help="Rounds of single requests to time. Default: 50.", min=0)
 ]
-Harm = Annotated[bool, typer.Option("--kl/--no-kl", help="Measure KL to the dense answers.")]
+WithKl = Annotated[bool, typer.Option("--kl/--no-kl", help="Measure KL to the dense answers.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.", min=1)]
 Output = Annotated[
     Path | None,
@@ -79,7 +79,7 @@ def evaluate(
     seed: Seed = 0,
     selection: Selection = None,
     timed: Timed = None,
-    harm: Harm = True,
+    with_kl: WithKl = True,
     threads: Threads = None,
     output: Output = None,
     short: Short = False,
@@ -90,22 +90,22 @@ def evaluate(
     if ctx.invoked_subcommand is not None:
         return
     from allrounder.errors import AllrounderError, InvalidField
-    from allrounder.evaluation.command import Wishes, limits_of
+    from allrounder.evaluation.command import GridSpec, limits_of
     from allrounder.evaluation.defaults import BASIC, FULL, SHORT
     from allrounder.evaluation.grid import parse_limits
 
     logging.basicConfig(level=logging.WARNING)
     preset = FULL if full else SHORT if short else BASIC
     try:
-        wishes = Wishes(
+        spec = GridSpec(
             strategies=strategies.split(",") if strategies else preset.strategies,
             budgets=budgets.split(",") if budgets else preset.budgets,
             limits=limits_of(limit=limit, limits=parse_limits(limits), preset=preset.limits),
             routers=_folders(routers),
             skips_unknown=strategies is None,
-            options=_options(preset, seed=seed, selection=selection, timed=timed, harm=harm),
+            options=_options(preset, seed=seed, selection=selection, timed=timed, with_kl=with_kl),
         )
-        report = _run(wishes, model, _open(benchmark, data), threads, output or preset.output)
+        report = _run(spec, model, _open(benchmark, data), threads, output or preset.output)
     except InvalidField as err:
         raise typer.BadParameter(err.message) from err
     except AllrounderError as err:
@@ -115,15 +115,15 @@ def evaluate(
 
 
 def _options(
-    preset: Preset, *, seed: int, selection: int | None, timed: int | None, harm: bool
-) -> Options:
-    from allrounder.evaluation.run import Options
+    preset: Preset, *, seed: int, selection: int | None, timed: int | None, with_kl: bool
+) -> RunOptions:
+    from allrounder.evaluation.run import RunOptions
 
-    return Options(
+    return RunOptions(
         seed=seed,
         selection=preset.selection if selection is None else selection,
         timed=preset.timed if timed is None else timed,
-        harm=harm,
+        with_kl=with_kl,
     )
 
 
@@ -136,22 +136,22 @@ def _open(name: str, data: Path | None) -> Benchmark:
 
 
 def _run(
-    wishes: Wishes, model: str, benchmark: Benchmark, threads: int | None, output: Path | None
+    spec: GridSpec, model: str, benchmark: Benchmark, threads: int | None, output: Path | None
 ) -> Report:
     from tqdm import tqdm
 
-    from allrounder.evaluation.cell_store import Store
-    from allrounder.evaluation.command import Job, cells_folder
+    from allrounder.evaluation.cell_store import CellStore
+    from allrounder.evaluation.command import GridJob, cells_folder
     from allrounder.evaluation.report import write_report
     from allrounder.evaluation.subjects import load_subjects
     from allrounder.measure.environment import environment
     from allrounder.settings import EngineSettings
 
-    subjects = load_subjects(EngineSettings(model=model, threads=threads), wishes.routers)
-    job = Job(subjects, benchmark, wishes)
+    subjects = load_subjects(EngineSettings(model=model, threads=threads), spec.routers)
+    job = GridJob(subjects, benchmark, spec)
     with tqdm(total=job.num_ticks, unit="question") as bar:
         report = job.run(
-            Store(cells_folder(output)), environment=environment(sys.argv), tick=bar.update
+            CellStore(cells_folder(output)), environment=environment(sys.argv), tick=bar.update
         )
     if output is not None:
         write_report(report, output)

@@ -1,1 +1,1 @@
-"""The embedded LVLM: procedural scenes, questions about them, training and evaluation."""
+"""The embedded LVLM: its weights, procedural scenes and questions about them."""

@@ -1,4 +1,4 @@
-"""Questions answered in five to twelve words: an object, its neighbour, or the whole picture."""
+"""Questions answered in five to twelve words: an object, its neighbour, or the whole image."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NEIGHBOUR = (
     "what is closest to the {np}",
     "describe the shape next to the {np}",
 )
-PICTURE = (
+IMAGE = (
     "describe the {image}",
     "describe this {image}",
     "what is in the {image}",
@@ -53,7 +53,7 @@ NOTHING = Attributes()
 
 
 def ask_describe(scene: Scene, rng: Random) -> Question | None:
-    kind = rng.choices((_object, _superlative, _neighbour, _picture), (0.25, 0.2, 0.25, 0.3))[0]
+    kind = rng.choices((_object, _superlative, _neighbour, _image), (0.25, 0.2, 0.25, 0.3))[0]
     return kind(scene, rng)
 
 
@@ -120,12 +120,12 @@ def _nearest(scene: Scene, index: int) -> int | None:
     return None if best is None else others[best]
 
 
-def _picture(scene: Scene, rng: Random) -> Question | None:
+def _image(scene: Scene, rng: Random) -> Question | None:
     told = _summary(scene)
     if told is None:
         return None
     answer, described = told
-    question = compose(rng, "describe", PICTURE, _answers(answer), {}, described)
+    question = compose(rng, "describe", IMAGE, _answers(answer), {}, described)
     return replace(question, objects=tuple(range(len(scene.objects))))
 
 

@@ -1,39 +1,28 @@
-"""Held-out scenes and questions, and scores by question type with standard errors.
+"""Held-out scenes and questions.
 
-Training scenes come from random streams that start with Split.TRAIN, these from Split.HELD_OUT.
+Training scenes come from random streams of SceneSplit.TRAIN, these from those of HELD_OUT.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
 
-from allrounder.demo.questions import TYPES, Question, ask_questions
+from allrounder.demo.questions import Question, ask_questions
 from allrounder.demo.scene_pool import pool_scene
-from allrounder.demo.scenes import Scene, Split, draw_scene, render
+from allrounder.demo.scenes import Scene, SceneSplit, draw_scene, render
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exam:
-    """One held-out scene, its picture and its questions."""
+    """One held-out scene, its image and its questions."""
 
     scene: Scene
     image: NDArray[np.uint8]
     questions: tuple[Question, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """Mean grade; its standard error takes the questions of a picture as one draw."""
-
-    name: str
-    accuracy: float
-    standard_error: float
-    num_questions: int
 
 
 def draw_exams(
@@ -60,7 +49,7 @@ def draw_questions(
 
 
 def pick_scene(
-    split: Split, seed: int, index: int, *, big_single: bool = False
+    split: SceneSplit, seed: int, index: int, *, big_single: bool = False
 ) -> tuple[Scene, np.random.Generator]:
     """The scene with this number, and its random stream positioned for rendering."""
     scene, rng = pool_scene(split, seed, index)
@@ -70,31 +59,7 @@ def pick_scene(
 
 
 def _exam(index: int, *, seed: int, per_type: int, big_single: bool) -> Exam:
-    scene, rng = pick_scene(Split.HELD_OUT, seed, index, big_single=big_single)
+    scene, rng = pick_scene(SceneSplit.HELD_OUT, seed, index, big_single=big_single)
     image = render(scene, rng)
     questions = ask_questions(scene, Random(f"{seed}-{index}"), per_type=per_type)
     return Exam(scene=scene, image=image, questions=tuple(questions))
-
-
-def score(
-    questions: Sequence[Question], pictures: Sequence[int], grades: Sequence[float]
-) -> list[Score]:
-    """Overall first, then one row a type; `pictures` tells which picture each question is about."""
-    types = np.array([question.type for question in questions])
-    clusters, values = np.array(pictures), np.array(grades, dtype=float)
-    rows = [_score("overall", clusters, values)]
-    for name in TYPES:
-        chosen = types == name
-        if chosen.any():
-            rows.append(_score(name, clusters[chosen], values[chosen]))
-    return rows
-
-
-def _score(name: str, clusters: NDArray[np.int64], values: NDArray[np.float64]) -> Score:
-    residual = np.bincount(clusters, weights=values - values.mean())
-    return Score(
-        name=name,
-        accuracy=float(values.mean()),
-        standard_error=float(np.sqrt((residual**2).sum()) / len(values)),
-        num_questions=len(values),
-    )

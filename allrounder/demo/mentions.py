@@ -27,7 +27,7 @@ PLACES = {
 SIDES = {"above": "above", "over": "above", "below": "below", "under": "below"}
 OPPOSITE = {"right": "left", "below": "above"}
 ARTICLES = ("a", "an", "the")
-PICTURE = ("image", "picture")
+IMAGE_NOUNS = ("image", "picture")
 
 
 def named_right(answer: str, described: Sequence[Mention]) -> float:
@@ -131,7 +131,7 @@ class _Reader:
 
     def _is_relative(self, idx: int) -> bool:
         if self._words[idx + 1 : idx + 2] == ["of"]:
-            return self._target(idx) not in PICTURE
+            return self._target(idx) not in IMAGE_NOUNS
         before = self._words[max(0, idx - 2) : idx]
         return before[-1:] == ["its"] or before == ["to", "the"]
 

@@ -19,7 +19,7 @@ from allrounder.demo.scenes import (
     SHAPES,
     SIZES,
     Scene,
-    Split,
+    SceneSplit,
     draw_scene,
     object_centres,
     patch_pixels,
@@ -44,7 +44,7 @@ class PatchLabels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pool:
+class ScenePool:
     """Rendered scenes [scenes, 224, 224, 3] and their labels."""
 
     images: NDArray[np.uint8]
@@ -60,7 +60,7 @@ class Pool:
         return PatchLabels(colour=colour, shape=shape, size=size, centre=centre)
 
 
-def pool_scene(split: Split, seed: int, index: int) -> tuple[Scene, np.random.Generator]:
+def pool_scene(split: SceneSplit, seed: int, index: int) -> tuple[Scene, np.random.Generator]:
     """The scene with this number, and its random stream positioned for rendering."""
     rng = scene_rng(split, seed, index)
     return draw_scene(rng), rng
@@ -84,14 +84,14 @@ def label_patches(scene: Scene) -> NDArray[np.int8]:
     return rows
 
 
-def load_pool(folder: Path, *, num_scenes: int, seed: int, workers: int) -> Pool:
+def load_pool(folder: Path, *, num_scenes: int, seed: int, workers: int) -> ScenePool:
     """Open the pool, rendering it first if this folder does not hold it yet."""
     folder.mkdir(parents=True, exist_ok=True)
     images_path = folder / f"images-{seed}-{num_scenes}.npy"
     labels_path = folder / f"labels-{seed}-{num_scenes}.npy"
     if not labels_path.exists():
         _write_pool(images_path, labels_path, num_scenes, seed, workers)
-    return Pool(images=np.load(images_path, mmap_mode="r"), labels=np.load(labels_path))
+    return ScenePool(images=np.load(images_path, mmap_mode="r"), labels=np.load(labels_path))
 
 
 def _write_pool(
@@ -121,7 +121,7 @@ def _render_chunk(chunk: tuple[int, int, int]) -> tuple[NDArray[np.uint8], NDArr
     pixels = np.empty((stop - start, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     marks = np.empty((stop - start, 4, NUM_PATCHES), np.int8)
     for index in range(start, stop):
-        scene, rng = pool_scene(Split.TRAIN, seed, index)
+        scene, rng = pool_scene(SceneSplit.TRAIN, seed, index)
         pixels[index - start] = render(scene, rng)
         marks[index - start] = label_patches(scene)
     return pixels, marks

@@ -45,7 +45,7 @@ MIN_CONTRAST = 85.0
 MIN_PIXELS = 16
 
 
-class Split(IntEnum):
+class SceneSplit(IntEnum):
     """First entry of every seed: streams of different splits never share a random state."""
 
     TRAIN = 1
@@ -74,7 +74,7 @@ class Scene:
     background: Background
 
 
-def scene_rng(split: Split, seed: int, index: int) -> np.random.Generator:
+def scene_rng(split: SceneSplit, seed: int, index: int) -> np.random.Generator:
     """The random stream of one scene; independent for every (split, seed, index)."""
     return np.random.default_rng([int(split), seed, index])
 

@@ -63,7 +63,7 @@ class Mention:
 
     Attributes:
         number: "several", of a group that is spoken of as one.
-        place: third of the picture, "top left" or "center".
+        place: third of the image, "top left" or "center".
         relation: the side of its neighbour on which it lies: left, right, above or below.
         role: "largest" or "smallest", of an object that is singled out; worth nothing by itself.
         given: attributes that the question tells already, so that repeating them earns nothing.

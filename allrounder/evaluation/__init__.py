@@ -1,1 +1,1 @@
-"""Quality at a price: benchmarks run through the engine's own runner."""
+"""Accuracy and cost of strategies at budgets, on benchmarks run through the engine's runner."""

@@ -1,4 +1,4 @@
-"""What a benchmark is: items with a picture, a question and a grade for any answer."""
+"""What a benchmark is: items with an image, a question and a grade for any answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Item:
     """One question.
 
     Attributes:
-        cluster: items of one picture share it; their errors are not independent.
+        cluster: items of one image share it; their errors are not independent.
         grade: answer text -> score from 0 (wrong) to 1 (right).
     """
 

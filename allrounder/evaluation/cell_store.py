@@ -1,4 +1,4 @@
-"""A folder of finished cells, each under all that decides it; written whole or not at all."""
+"""A folder of finished cells, keyed by everything that determines them; writes are atomic."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 
 
-class Store:
-    """Finds what was kept under an equal key; without a folder it forgets with the process."""
+class CellStore:
+    """A key-value store of cells; without a folder it lives as long as the process."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
@@ -54,11 +54,11 @@ class Store:
         return self._folder / f"{name}-{_digest(key)[:12]}.json"
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """An interrupted write leaves the old file, or none."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

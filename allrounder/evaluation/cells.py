@@ -1,8 +1,7 @@
-"""Finished settings to cells: plain JSON, every mean with a standard error by picture."""
+"""Finished settings to cells: plain JSON, every mean with a standard error by image."""
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,13 @@ from typing import Any
 from allrounder.evaluation.benchmark import Benchmark, Item
 from allrounder.evaluation.grid import DENSE
 from allrounder.evaluation.run import Finished, grades_of
-from allrounder.evaluation.statistics import difference, estimate, median_ratio, ratio
+from allrounder.measure.statistics import (
+    clustered_mean,
+    difference,
+    median_ratio,
+    percentile,
+    ratio_of_means,
+)
 
 Cell = dict[str, Any]
 
@@ -55,7 +60,7 @@ def cells_of(
     return [
         {
             **_head(benchmark, mine, facts or {}),
-            **estimate(mine.grades, clusters).as_json("accuracy"),
+            **clustered_mean(mine.grades, clusters).as_json("accuracy"),
             **_costs(mine.finished),
             **_beside_dense(mine, dense, clusters),
             **_latency(mine.finished, dense.finished if dense else None),
@@ -113,16 +118,16 @@ def _costs(finished: Finished) -> dict[str, Any]:
 def _beside_dense(mine: _Graded, dense: _Graded | None, clusters: Sequence[int]) -> dict[str, Any]:
     trial = mine.finished.trial
     assert trial is not None, "only served settings become cells"
-    harm = estimate(trial.kl_nats, clusters) if trial.kl_nats else None
+    kl = clustered_mean(trial.kl_nats, clusters) if trial.kl_nats else None
     found: dict[str, Any] = {
-        "kl_nats": harm.value if harm else None,
-        "kl_stderr": harm.stderr if harm else None,
+        "kl_nats": kl.value if kl else None,
+        "kl_stderr": kl.stderr if kl else None,
     }
     if dense is None:
         return {**found, "loyalty": None, "loyalty_stderr": None, "dense": None, "retained": None}
     same = [float(a == b) for a, b in zip(mine.answers, dense.answers, strict=False)]
-    loyalty = estimate(same, clusters)
-    retained = ratio(mine.grades, dense.grades, clusters)
+    loyalty = clustered_mean(same, clusters)
+    retained = ratio_of_means(mine.grades, dense.grades, clusters)
     return {
         **found,
         "loyalty": loyalty.value,
@@ -135,7 +140,7 @@ def _beside_dense(mine: _Graded, dense: _Graded | None, clusters: Sequence[int])
 def _latency(finished: Finished, dense: Finished | None) -> dict[str, Any]:
     seconds = finished.seconds
     found: dict[str, Any] = {
-        "latency_ms": 1000 * statistics.median(seconds) if seconds else None,
+        "latency_ms": 1000 * percentile(seconds, 50) if seconds else None,
         "latency_ratio": None,
         "latency_ratio_stderr": None,
     }
@@ -152,7 +157,7 @@ def _by_type(
     for idx in range(len(mine.grades)):
         of_type[items[idx].type].append(idx)
     return {
-        name: estimate(
+        name: clustered_mean(
             [mine.grades[idx] for idx in found], [clusters[idx] for idx in found]
         ).as_json("accuracy")
         for name, found in sorted(of_type.items())

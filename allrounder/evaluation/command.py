@@ -1,4 +1,4 @@
-"""From a command line's words to a report: parses, loads, runs, and says what it ran on."""
+"""From a grid as the command line spells it to a report: parses, checks, runs."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 from allrounder.core import StrategyInfo
 from allrounder.errors import InvalidField
 from allrounder.evaluation.benchmark import Benchmark
-from allrounder.evaluation.cell_store import Store
+from allrounder.evaluation.cell_store import CellStore
 from allrounder.evaluation.cells import cells_of, infeasible_of
 from allrounder.evaluation.grid import (
     OTHERS,
     Contender,
     Setting,
-    parse_asked,
     parse_contender,
+    parse_grid_budget,
     settings_of,
     with_routers,
 )
 from allrounder.evaluation.report import Report
-from allrounder.evaluation.run import Evaluation, Options, num_ticks
+from allrounder.evaluation.run import Evaluation, RunOptions, num_ticks
 from allrounder.evaluation.subjects import Subjects, check_knobs, level_of, reads_router
 from allrounder.evaluation.trials import Tick
 
@@ -33,7 +33,7 @@ CELLS = "cells"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class GridSpec:
     """A grid in the command line's words.
 
     Attributes:
@@ -46,27 +46,27 @@ class Wishes:
     limits: Mapping[str, int]
     routers: Mapping[str, Path] = field(default_factory=dict)
     skips_unknown: bool = False
-    options: Options = field(default_factory=Options)
+    options: RunOptions = field(default_factory=RunOptions)
 
 
-class Job:
-    """A checked grid over loaded subjects. Raises InvalidField where it cannot be understood."""
+class GridJob:
+    """A checked grid over loaded subjects. Raises InvalidField where it cannot be parsed."""
 
-    def __init__(self, subjects: Subjects, benchmark: Benchmark, wishes: Wishes) -> None:
+    def __init__(self, subjects: Subjects, benchmark: Benchmark, spec: GridSpec) -> None:
         self._subjects = subjects
         self._benchmark = benchmark
-        self._options = wishes.options
+        self._options = spec.options
         self._model = subjects[None].quality.capabilities()
         self._strategies = _strategies_of(subjects)
         self._levels: dict[str, str] = {}
-        rows = [parse_contender(text) for text in wishes.strategies]
-        rows = [row for row in rows if self._is_known(row, skips=wishes.skips_unknown)]
+        rows = [parse_contender(text) for text in spec.strategies]
+        rows = [row for row in rows if self._is_known(row, skips=spec.skips_unknown)]
         reads = {row.strategy: reads_router(row.strategy, self._model.geometry) for row in rows}
         self._reads = reads
-        self._rows = with_routers(rows, list(wishes.routers), reads)
+        self._rows = with_routers(rows, list(spec.routers), reads)
         num_visual = self._model.visual_tokens
-        budgets = [parse_asked(text, num_visual=num_visual) for text in wishes.budgets]
-        self.grid: list[Setting] = settings_of(self._rows, budgets, limits=wishes.limits)
+        budgets = [parse_grid_budget(text, num_visual=num_visual) for text in spec.budgets]
+        self.grid: list[Setting] = settings_of(self._rows, budgets, limits=spec.limits)
         if not self.grid:
             raise InvalidField("nothing to run", param="strategies")
 
@@ -74,7 +74,7 @@ class Job:
     def num_ticks(self) -> int:
         return num_ticks(self.grid, self._options)
 
-    def run(self, store: Store, *, environment: Mapping[str, Any], tick: Tick) -> Report:
+    def run(self, store: CellStore, *, environment: Mapping[str, Any], tick: Tick) -> Report:
         evaluation = Evaluation(self._subjects, self._benchmark, self._options, store, tick=tick)
         finished = evaluation.run(self.grid)
         facts = {row.label: self._facts(row) for row in self._rows}

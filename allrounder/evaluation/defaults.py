@@ -75,5 +75,5 @@ class Search:
 
 
 SEARCHES: Mapping[str, Search] = {"fastv": Search(knob="layer", values=(1, 2, 3, 4, 5, 6, 8, 12))}
-# Added to the seed of the test items: what a search chooses on are other pictures.
+# Added to the seed of the test items: what a search chooses on are other images.
 SELECTION_SEED = 1_000_003

@@ -20,7 +20,7 @@ _PROMPTS = ("prompt", "question")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class LabelledQuestion:
     """One question with its label: the one form that every benchmark's files are brought to.
 
     Attributes:
@@ -32,7 +32,7 @@ class Row:
         label: the right answer: a word, a letter.
         labels: all right answers, where people gave several.
         group: rows of one group count together (pairs, rotations); '' for none.
-        picture: file name of the image, or the image in base64; '' where there is none.
+        image: file name of the image, or the image in base64; '' where there is none.
     """
 
     id: str
@@ -44,11 +44,11 @@ class Row:
     labels: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     group: str = ""
-    picture: str = ""
+    image: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class GivenAnswer:
     """One answer of a file. `text` is None where the entry holds no text: malformed."""
 
     place: str
@@ -78,7 +78,7 @@ class Problems:
         }
 
 
-def read_answers(path: Path) -> list[Given]:
+def read_answers(path: Path) -> list[GivenAnswer]:
     """A table with `index` and `prediction`, an object {id: text}, or one object an answer."""
     if is_table(path):
         return _from_table(path)
@@ -94,25 +94,25 @@ def read_answers(path: Path) -> list[Given]:
     return [_given(record.place, record.value, None) for record in records]
 
 
-def _from_table(path: Path) -> list[Given]:
+def _from_table(path: Path) -> list[GivenAnswer]:
     rows = read_table(path, ("prediction",), param="answers")
     id_column = next((name for name in ID_KEYS if name in rows[0]), None)
     if id_column is None:
         raise unusable(path, "has no column 'index'", param="answers")
     return [
-        Given(place=f"row {n}", id=row[id_column].strip(), text=row["prediction"])
+        GivenAnswer(place=f"row {n}", id=row[id_column].strip(), text=row["prediction"])
         for n, row in enumerate(rows, 2)
     ]
 
 
-def _given(place: str, value: Any, key: str | None) -> Given:
+def _given(place: str, value: Any, key: str | None) -> GivenAnswer:
     if not isinstance(value, dict):
-        return Given(place=place)
+        return GivenAnswer(place=place)
     name = key if key is not None else next((value[k] for k in ID_KEYS if k in value), "")
     text = next((value[k] for k in _TEXTS if k in value), None)
     prompt = next((value[k] for k in _PROMPTS if k in value), "")
     kind = value.get("category", "")
-    return Given(
+    return GivenAnswer(
         place=place,
         id=str(name) if isinstance(name, str | int) else "",
         text=text if isinstance(text, str) else None,
@@ -121,7 +121,9 @@ def _given(place: str, value: Any, key: str | None) -> Given:
     )
 
 
-def join(rows: Sequence[Row], given: Iterable[Given], problems: Problems) -> list[str | None]:
+def join(
+    rows: Sequence[LabelledQuestion], given: Iterable[GivenAnswer], problems: Problems
+) -> list[str | None]:
     """The text of each row's answer, None where there is none.
 
     An answer fits the rows of its id, and of its question where both sides state one. Where it fits
@@ -129,7 +131,7 @@ def join(rows: Sequence[Row], given: Iterable[Given], problems: Problems) -> lis
     files, then the first row left. A row's first answer counts, later ones are `duplicated`.
     """
     fits = _fitting(rows)
-    usable: list[tuple[Given, tuple[int, ...]]] = []
+    usable: list[tuple[GivenAnswer, tuple[int, ...]]] = []
     spoilt: set[str] = set()
     for answer in given:
         if answer.text is None:
@@ -154,7 +156,7 @@ def join(rows: Sequence[Row], given: Iterable[Given], problems: Problems) -> lis
     return texts
 
 
-def _fitting(rows: Sequence[Row]) -> Callable[[Given], tuple[int, ...]]:
+def _fitting(rows: Sequence[LabelledQuestion]) -> Callable[[GivenAnswer], tuple[int, ...]]:
     by_id: dict[str, list[int]] = defaultdict(list)
     by_text: dict[str, list[int]] = defaultdict(list)
     texts = [bare_question(row.text) for row in rows]
@@ -164,7 +166,7 @@ def _fitting(rows: Sequence[Row]) -> Callable[[Given], tuple[int, ...]]:
         for name in {row.id, row.alias} - {""}:
             by_id[name].append(idx)
 
-    def fits(answer: Given) -> tuple[int, ...]:
+    def fits(answer: GivenAnswer) -> tuple[int, ...]:
         asked = _asked(answer.prompt)
         found = by_id.get(answer.id, []) if answer.id else []
         if not answer.id and asked:
@@ -184,7 +186,7 @@ def _asked(prompt: str) -> set[str]:
     return {bare for bare in map(bare_question, lines) if bare}
 
 
-def _assigned(usable: Sequence[tuple[Given, tuple[int, ...]]]) -> dict[int, int]:
+def _assigned(usable: Sequence[tuple[GivenAnswer, tuple[int, ...]]]) -> dict[int, int]:
     """Place in `usable` -> row."""
     fitting = [candidates for _, candidates in usable]
     chosen = _in_common_order(fitting) if any(len(rows) > 1 for rows in fitting) else {}
@@ -219,5 +221,5 @@ def _in_common_order(fitting: Sequence[tuple[int, ...]]) -> dict[int, int]:
     return chosen
 
 
-def renamed(given: Iterable[Given], rename: Callable[[str], str]) -> list[Given]:
+def renamed(given: Iterable[GivenAnswer], rename: Callable[[str], str]) -> list[GivenAnswer]:
     return [replace(answer, id=rename(answer.id)) for answer in given]

@@ -22,7 +22,7 @@ OTHERS = "*"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AskedBudget:
+class GridBudget:
     """A budget: `wire` as a request's body holds it, `label` as tables name it."""
 
     label: str
@@ -51,7 +51,7 @@ class Setting:
     """A contender at a budget, on the first `num_items` questions."""
 
     contender: Contender
-    budget: AskedBudget
+    budget: GridBudget
     num_items: int
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ class Setting:
         return replace(self, contender=chosen, num_items=num_items)
 
 
-WHOLE = AskedBudget(label="1", wire=1)
+WHOLE = GridBudget(label="1", wire=1)
 
 
 def parse_contender(text: str) -> Contender:
@@ -92,7 +92,7 @@ def parse_contender(text: str) -> Contender:
     )
 
 
-def parse_asked(text: str, *, num_visual: int | None) -> AskedBudget:
+def parse_grid_budget(text: str, *, num_visual: int | None) -> GridBudget:
     """`num_visual`: tokens of one image, for shares. Raises InvalidField as a request would."""
     if "=" not in text:
         wire = _value(text)
@@ -104,7 +104,7 @@ def parse_asked(text: str, *, num_visual: int | None) -> AskedBudget:
             for key, value in _pairs(text, "budgets").items()
         }
     parse_budget(wire)
-    return AskedBudget(label=label, wire=wire)
+    return GridBudget(label=label, wire=wire)
 
 
 def parse_limits(text: str) -> dict[str, int]:
@@ -120,7 +120,7 @@ def parse_limits(text: str) -> dict[str, int]:
 
 def settings_of(
     contenders: Sequence[Contender],
-    budgets: Sequence[AskedBudget],
+    budgets: Sequence[GridBudget],
     *,
     limit: int = 1000,
     limits: Mapping[str, int] | None = None,

@@ -1,4 +1,4 @@
-"""Who grades free text: a judge gives the reference and the answer a score each.
+"""Judges of free text: each scores the reference and the answer.
 
 The official judge of LLaVA-Bench is GPT-4 by text. Any judge can be plugged in; the two here need
 no model and stand in for it, so their figures are not comparable with published ones.

@@ -21,7 +21,7 @@ Table = list[dict[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class FileEntry:
     """One value of a file; `place` says where ("line 7"), `value` is None where it is no JSON."""
 
     place: str
@@ -60,7 +60,7 @@ def read_object(path: Path, *, param: str) -> dict[str, Any]:
     return found
 
 
-def read_records(path: Path, *, param: str) -> list[Record]:
+def read_records(path: Path, *, param: str) -> list[FileEntry]:
     """A JSON array, an object (one record: itself), or JSON lines, with trailing commas or without.
 
     Lines that are no JSON come back with the value None, in their place.
@@ -68,11 +68,11 @@ def read_records(path: Path, *, param: str) -> list[Record]:
     text = read_text(path, param=param)
     whole = _parsed(text)
     if isinstance(whole, list):
-        return [Record(place=f"entry {n}", value=value) for n, value in enumerate(whole, 1)]
+        return [FileEntry(place=f"entry {n}", value=value) for n, value in enumerate(whole, 1)]
     if whole is not None:
-        return [Record(place="line 1", value=whole)]
+        return [FileEntry(place="line 1", value=whole)]
     return [
-        Record(place=f"line {n}", value=_parsed(line.strip().rstrip(",")))
+        FileEntry(place=f"line {n}", value=_parsed(line.strip().rstrip(",")))
         for n, line in enumerate(text.split("\n"), 1)
         if line.strip()
     ]

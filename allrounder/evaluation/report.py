@@ -1,18 +1,21 @@
-"""A folder's `report.md`, `report.json` and plots, from cells. Knows nothing of how they came."""
+"""`report.md`, `report.json` and plots from cells. Knows nothing of how they were measured."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from allrounder.evaluation import tables
 from allrounder.evaluation.cell_store import write_whole
+from allrounder.measure.environment import is_installed
+
+if TYPE_CHECKING:
+    from allrounder.measure.plots import Point
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +109,7 @@ def _sections(report: Report) -> Iterator[tuple[str, str]]:
         yield "Accuracy retained", tables.headline_table(counted, rival=rival)
     subject = _subject(pruned)
     if subject is not None:
-        yield f"{subject} beside each", tables.duel_table(pruned, subject=subject)
+        yield f"{subject} beside each", tables.paired_table(pruned, subject=subject)
     for budget in report.budgets:
         yield f"By type of question at budget {budget}", tables.type_table(report.at(budget))
     searched = [cell for cell in pruned if cell["choice"]]
@@ -147,14 +150,33 @@ def _sizes(cells: Sequence[Cell]) -> str:
 
 
 def _plot(report: Report, folder: Path) -> list[str]:
-    if find_spec("matplotlib") is None:
+    """Accuracy over each kind of cost that was measured; the names of the files."""
+    if not is_installed("matplotlib"):
         logger.warning("no plots: they need the extra `plots`")
         return []
-    from allrounder.evaluation.accuracy_plots import plot_accuracy
+    from allrounder.measure.plots import Panel, draw_curves
 
-    dense = report.dense["accuracy"] if report.dense else None
-    return [
-        name
-        for over, name, title in _PLOTS
-        if plot_accuracy(report.cells, folder / name, over=over, title=title, dense=dense)
-    ]
+    dense, names = report.dense, []
+    for column, name, title in _PLOTS:
+        curves = _curves(report.cells, column)
+        if not curves:
+            continue
+        panel = Panel(
+            xlabel=title,
+            ylabel="accuracy, %",
+            curves=curves,
+            baseline=("dense", 100 * dense["accuracy"]) if dense else None,
+        )
+        write_whole(folder / name, draw_curves([panel], size=(8, 4.5), suffix=".svg"))
+        names.append(name)
+    return names
+
+
+def _curves(cells: Sequence[Cell], column: str) -> dict[str, list[Point]]:
+    """Points (share of dense in %, accuracy in %, its error) by strategy."""
+    curves: dict[str, list[Point]] = defaultdict(list)
+    for cell in cells:
+        if cell[column] is not None and cell["level"] != "nothing":
+            point = (100 * cell[column], 100 * cell["accuracy"], 100 * cell["stderr"])
+            curves[cell["strategy"]].append(point)
+    return curves

@@ -10,10 +10,9 @@ from typing import Any
 
 from allrounder.errors import ContextLengthExceeded, InvalidField
 from allrounder.evaluation.benchmark import Benchmark, Item
-from allrounder.evaluation.cell_store import FORMAT, Store
+from allrounder.evaluation.cell_store import FORMAT, CellStore
 from allrounder.evaluation.defaults import SELECTION_SEED
 from allrounder.evaluation.grid import Setting
-from allrounder.evaluation.statistics import mean
 from allrounder.evaluation.subjects import Subject, Subjects, reads_router
 from allrounder.evaluation.trials import (
     MAX_TOKENS,
@@ -23,29 +22,30 @@ from allrounder.evaluation.trials import (
     run_setting,
     time_settings,
 )
-from allrounder.measure import machine
+from allrounder.measure.environment import processor
+from allrounder.measure.statistics import mean
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class RunOptions:
     """How a grid is run.
 
     Attributes:
         selection: items at most on which a searched knob is chosen.
         timed: rounds of single requests.
-        harm: whether KL to the dense answer is measured, where the model gives logits.
+        with_kl: whether KL to the dense answer is measured, where the model gives logits.
     """
 
     seed: int = 0
     selection: int = 400
     timed: int = 0
-    harm: bool = True
+    with_kl: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class SearchResult:
     """A searched knob: what was tried, with its accuracy on other items, or why not."""
 
     knob: str
@@ -67,7 +67,7 @@ class Finished:
     setting: Setting
     trial: Trial | None = None
     reason: str | None = None
-    choice: Choice | None = None
+    choice: SearchResult | None = None
     seconds: tuple[float, ...] = ()
 
 
@@ -78,8 +78,8 @@ class Evaluation:
         self,
         subjects: Subjects,
         benchmark: Benchmark,
-        options: Options,
-        store: Store,
+        options: RunOptions,
+        store: CellStore,
         *,
         tick: Tick = lambda _: None,
     ) -> None:
@@ -109,9 +109,12 @@ class Evaluation:
             return self._refused(setting, reason or "no items to choose on but those of the test")
         return self._tested(setting.tried(choice.value, num_items=setting.num_items), choice)
 
-    def _tested(self, setting: Setting, choice: Choice | None) -> Finished:
+    def _tested(self, setting: Setting, choice: SearchResult | None) -> Finished:
         found = self._trial(
-            setting, self.items[: setting.num_items], self._options.seed, harm=self._options.harm
+            setting,
+            self.items[: setting.num_items],
+            self._options.seed,
+            with_kl=self._options.with_kl,
         )
         if isinstance(found, str):
             return self._refused(setting, found)
@@ -121,15 +124,17 @@ class Evaluation:
         logger.warning("%s is not possible: %s", setting, reason)
         return Finished(setting=setting, reason=reason)
 
-    def _choose(self, setting: Setting) -> Choice:
-        """The value with the best mean grade on other pictures; the first of equals."""
+    def _choose(self, setting: Setting) -> SearchResult:
+        """The value with the best mean grade on other images; the first of equals."""
         search = setting.contender.search
         assert search is not None, "only a search chooses"
         seed, items = self._options.seed + SELECTION_SEED, self._selection_items()
         tried: dict[str, float | str] = {}
         best: tuple[float, Any] | None = None
         for value in search.values if items else ():
-            found = self._trial(setting.tried(value, num_items=len(items)), items, seed, harm=False)
+            found = self._trial(
+                setting.tried(value, num_items=len(items)), items, seed, with_kl=False
+            )
             if isinstance(found, str):
                 tried[str(value)] = found
                 continue
@@ -138,10 +143,12 @@ class Evaluation:
             if best is None or accuracy > best[0]:
                 best = (accuracy, value)
         value = best[1] if best else None
-        return Choice(knob=search.knob, value=value, tried=tried, num_items=len(items), seed=seed)
+        return SearchResult(
+            knob=search.knob, value=value, tried=tried, num_items=len(items), seed=seed
+        )
 
     def _selection_items(self) -> Sequence[Item]:
-        """Of another seed, less those that show a picture of the test."""
+        """Of another seed, less those that show an image of the test."""
         if self._others is None:
             shown = {item.image.digest for item in self.items}
             drawn = self._benchmark.items(
@@ -151,22 +158,22 @@ class Evaluation:
         return self._others
 
     def _trial(
-        self, setting: Setting, items: Sequence[Item], seed: int, *, harm: bool
+        self, setting: Setting, items: Sequence[Item], seed: int, *, with_kl: bool
     ) -> Trial | str:
         """From the store, or run and stored; the reason where the budget cannot be served."""
         subject = self._subjects[setting.contender.router]
-        harm = harm and subject.has_logits
-        key = self._key(setting, items, seed, subject, harm=harm)
+        with_kl = with_kl and subject.has_logits
+        key = self._key(setting, items, seed, subject, with_kl=with_kl)
         body = self._store.find(key)
         if body is None:
-            body = self._run(subject, setting, items, harm=harm)
+            body = self._run(subject, setting, items, with_kl=with_kl)
             self._store.keep(key, body)
         else:
             self._tick(len(items))
         return body["reason"] if body["reason"] else Trial.of_json(body["trial"])
 
     def _run(
-        self, subject: Subject, setting: Setting, items: Sequence[Item], *, harm: bool
+        self, subject: Subject, setting: Setting, items: Sequence[Item], *, with_kl: bool
     ) -> dict[str, Any]:
         ticked = 0
 
@@ -175,7 +182,7 @@ class Evaluation:
             ticked += count
             self._tick(count)
 
-        reference = self._dense if harm else None
+        reference = self._dense if with_kl else None
         try:
             trial = run_setting(subject.quality, items, setting, reference=reference, tick=tick)
         except (InvalidField, ContextLengthExceeded) as err:
@@ -184,7 +191,7 @@ class Evaluation:
         return {"reason": None, "trial": trial.as_json()}
 
     def _key(
-        self, setting: Setting, items: Sequence[Item], seed: int, subject: Subject, *, harm: bool
+        self, setting: Setting, items: Sequence[Item], seed: int, subject: Subject, *, with_kl: bool
     ) -> dict[str, Any]:
         model, contender = subject.quality.capabilities(), setting.contender
         reads = reads_router(contender.strategy, model.geometry)
@@ -203,7 +210,7 @@ class Evaluation:
             "options": dict(contender.options),
             "budget": setting.budget.wire,
             "max_tokens": MAX_TOKENS,
-            "harm": harm,
+            "harm": with_kl,
         }
 
     def _timed(self, finished: Sequence[Finished]) -> list[Finished]:
@@ -211,13 +218,13 @@ class Evaluation:
         served = [each for each in finished if each.trial is not None]
         if not served:
             return list(finished)
-        processor = machine.processor()
+        device = processor()
         key = {
             "kind": "timing",
             "format": FORMAT,
-            "cpu": processor["cpu"],
-            "gpu": processor["gpu"],
-            "threads": processor["threads"],
+            "cpu": device["cpu"],
+            "gpu": device["gpu"],
+            "threads": device["threads"],
             "rounds": self._options.timed,
             "runs": [self._timing_key(each.setting) for each in served],
         }
@@ -240,10 +247,10 @@ class Evaluation:
     def _timing_key(self, setting: Setting) -> dict[str, Any]:
         subject = self._subjects[setting.contender.router]
         items = self.items[: self._options.timed]
-        return self._key(setting, items, self._options.seed, subject, harm=False)
+        return self._key(setting, items, self._options.seed, subject, with_kl=False)
 
 
-def num_ticks(grid: Sequence[Setting], options: Options) -> int:
+def num_ticks(grid: Sequence[Setting], options: RunOptions) -> int:
     """Questions that a run asks at most, for a progress bar."""
     searched = sum(
         len(setting.contender.search.values) for setting in grid if setting.contender.search

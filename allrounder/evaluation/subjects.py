@@ -27,7 +27,7 @@ class Subject:
     """One model with one router.
 
     Attributes:
-        quality: encodes a picture once for all questions about it.
+        quality: encodes an image once for all questions about it.
         timed: encodes it anew for each, as a first question is served.
         has_logits: whether answers can be teacher-forced.
         router_key: all that decides what the router and its calibration do.

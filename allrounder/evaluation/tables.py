@@ -35,7 +35,7 @@ def main_table(cells: Sequence[Cell]) -> str:
         ("accuracy", _accuracy),
         ("beside dense", lambda cell: points(cell["dense"])),
         ("same as dense", _loyalty),
-        ("KL", _harm),
+        ("KL", _kl),
         ("KV bytes", lambda cell: percent(cell["kv_ratio"])),
         ("latency", _latency),
     )
@@ -53,7 +53,7 @@ def level_table(cells: Sequence[Cell]) -> str:
         ("prefill FLOPs", lambda cell: percent(cell["flops_ratio"])),
         ("accuracy", _accuracy),
         ("beside dense", lambda cell: points(cell["dense"])),
-        ("KL", _harm),
+        ("KL", _kl),
     )
     ordered = [cell for level in LEVELS for cell in cells if cell.get("level") == level]
     return table(columns, ordered)
@@ -76,7 +76,7 @@ def router_table(cells: Sequence[Cell]) -> str:
         ("accuracy", _accuracy),
         ("beside the first", beside),
         ("same as dense", _loyalty),
-        ("KL", _harm),
+        ("KL", _kl),
     )
     return table(columns, cells)
 
@@ -106,7 +106,7 @@ def type_table(cells: Sequence[Cell]) -> str:
     return table((("strategy", _name), *((name, of_type(name)) for name in types)), cells)
 
 
-def duel_table(cells: Sequence[Cell], *, subject: str) -> str:
+def paired_table(cells: Sequence[Cell], *, subject: str) -> str:
     """Points by which `subject` is ahead of every other, over the same questions."""
     budgets = list(dict.fromkeys(cell["budget_label"] for cell in cells))
     of_budget = {cell["budget_label"]: cell for cell in cells if cell["strategy"] == subject}
@@ -128,7 +128,7 @@ def infeasible_table(found: Sequence[Cell]) -> str:
 
 
 def choice_table(cells: Sequence[Cell]) -> str:
-    """What a search tried, and what it took."""
+    """The values that each search tried, and the one chosen."""
     columns: tuple[Column, ...] = (
         ("strategy", lambda cell: str(cell["strategy"])),
         ("budget", lambda cell: str(cell["budget_label"])),
@@ -162,7 +162,7 @@ def points(found: dict[str, Any] | None) -> str:
 
 
 def _name(cell: Cell) -> str:
-    """With the value that a search took."""
+    """With the value that the search chose."""
     choice = cell.get("choice")
     taken = f" ({choice['knob']} {choice['value']})" if choice else ""
     return f"{cell['strategy']}{taken}"
@@ -182,7 +182,7 @@ def _retained(cell: Cell) -> str:
     return "" if cell["retained"] is None else f"{_plus_minus(cell['retained'], 'ratio')} %"
 
 
-def _harm(cell: Cell) -> str:
+def _kl(cell: Cell) -> str:
     if cell["kl_nats"] is None:
         return ""
     return f"{cell['kl_nats']:.3f} ± {cell['kl_stderr']:.3f}"

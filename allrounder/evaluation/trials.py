@@ -1,7 +1,7 @@
-"""Runs one setting over items through an engine runner: answers, harm per item, mean costs.
+"""Runs one setting over items through an engine runner: answers, KL per item, mean costs.
 
-Answers come in mixed batches. Harm is the KL to the dense answer, teacher-forced through the served
-path; where the forced pass shows that greedy decoding says the same, it is the answer's pass too.
+Answers come in mixed batches. Where the teacher-forced pass shows that greedy decoding gives the
+dense answer too, that pass is the item's answer, and nothing is decoded again.
 """
 
 from __future__ import annotations
@@ -11,16 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor
-
 from allrounder.core import ChatRequest, ChatResult, ModelGeometry, SamplingParams
-from allrounder.engine.execution.forcing import Recorder, kl_nats
 from allrounder.engine.offline import drive
-from allrounder.engine.protocols import Runner, Running
+from allrounder.engine.protocols import Runner
 from allrounder.evaluation.benchmark import Item
 from allrounder.evaluation.grid import DENSE, WHOLE, Contender, Setting
 from allrounder.evaluation.paper_flops import par_paper_ratio
-from allrounder.evaluation.statistics import mean
+from allrounder.measure.divergence import DenseReference, answer_dense, force
+from allrounder.measure.statistics import mean, turns
 
 MAX_TOKENS = 32
 _BATCH_VISUAL = 12_544
@@ -48,21 +46,12 @@ class Trial:
 
     @classmethod
     def of_json(cls, found: dict[str, Any]) -> Trial:
-        harm = found["kl_nats"]
+        kl_nats = found["kl_nats"]
         return cls(
             answers=tuple(found["answers"]),
-            kl_nats=None if harm is None else tuple(harm),
+            kl_nats=None if kl_nats is None else tuple(kl_nats),
             costs=found["costs"],
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """The unpruned model's answer to one item, T x vocabulary log-probabilities behind it."""
-
-    result: ChatResult
-    token_ids: tuple[int, ...]
-    log_probs_TN: Tensor
 
 
 class DenseAnswers:
@@ -74,33 +63,22 @@ class DenseAnswers:
         self._runner = runner
         self._items = items
         self._room = max_bytes
-        self._kept: dict[int, Reference] = {}
+        self._kept: dict[int, DenseReference] = {}
         self._setting = Setting(
             contender=Contender(label=DENSE, strategy=DENSE), budget=WHOLE, num_items=len(items)
         )
 
-    def of(self, batch: range) -> list[Reference]:
+    def of(self, batch: range) -> list[DenseReference]:
         missing = [idx for idx in batch if idx not in self._kept]
-        made = dict(zip(missing, self._make(missing), strict=True)) if missing else {}
+        requests = [_request(self._items[idx], self._setting, idx) for idx in missing]
+        found = answer_dense(self._runner, requests) if missing else []
+        made = dict(zip(missing, found, strict=True))
         for idx, reference in made.items():
             size = reference.log_probs_TN.nbytes
             if size <= self._room:
                 self._kept[idx] = reference
                 self._room -= size
         return [self._kept.get(idx) or made[idx] for idx in batch]
-
-    def _make(self, missing: Sequence[int]) -> list[Reference]:
-        recorders = [Recorder() for _ in missing]
-        requests = [_request(self._items[idx], self._setting, idx) for idx in missing]
-        results = _record(self._runner, requests, recorders)
-        return [
-            Reference(
-                result=result,
-                token_ids=tuple(recorder.greedy_ids),
-                log_probs_TN=recorder.log_probs_TN,
-            )
-            for result, recorder in zip(results, recorders, strict=True)
-        ]
 
 
 def run_setting(
@@ -111,26 +89,26 @@ def run_setting(
     reference: DenseAnswers | None = None,
     tick: Tick = lambda _: None,
 ) -> Trial:
-    """Answer every item; harm is measured where there is a reference.
+    """Answer every item; KL is measured where there is a reference.
 
     Raises InvalidField where the strategy cannot serve the budget on one of the items.
     """
     results: list[ChatResult] = []
-    harm: list[float] = []
+    kl_nats: list[float] = []
     for batch in _batches(len(items), runner.capabilities().visual_tokens):
         if reference is None:
             results += _plain(runner, items, setting, batch)
         elif setting.contender.strategy == DENSE:
             results += [dense.result for dense in reference.of(batch)]
-            harm += [0.0] * len(batch)
+            kl_nats += [0.0] * len(batch)
         else:
-            found, kls = _forced(runner, items, setting, batch, reference.of(batch))
+            found, divergences = _forced(runner, items, setting, batch, reference)
             results += found
-            harm += kls
+            kl_nats += divergences
         tick(len(batch))
     return Trial(
         answers=tuple(result.answer for result in results),
-        kl_nats=tuple(round(each, 7) for each in harm) if reference else None,
+        kl_nats=tuple(round(each, 7) for each in kl_nats) if reference else None,
         costs=_costs(runner.capabilities().geometry, results),
     )
 
@@ -138,21 +116,14 @@ def run_setting(
 def time_settings(
     runs: Sequence[tuple[Runner, Setting]], items: Sequence[Item], *, rounds: int, tick: Tick
 ) -> list[list[float]]:
-    """Seconds from submission to answer of single requests: one list a setting, by round.
-
-    All settings take turns, a different one first each round, so that a busy machine slows them
-    alike.
-    """
+    """Seconds from submission to answer of single requests: one list a setting, by round."""
     seconds: list[list[float]] = [[] for _ in runs]
-    for round_idx in range(rounds):
-        item = items[round_idx % len(items)]
-        for offset in range(len(runs)):
-            idx = (round_idx + offset) % len(runs)
-            runner, setting = runs[idx]
-            started = time.perf_counter()
-            drive(runner, [_request(item, setting, round_idx)])
-            seconds[idx].append(time.perf_counter() - started)
-            tick(1)
+    for round_idx, idx in turns(len(runs), num_rounds=rounds):
+        runner, setting = runs[idx]
+        started = time.perf_counter()
+        drive(runner, [_request(items[round_idx % len(items)], setting, round_idx)])
+        seconds[idx].append(time.perf_counter() - started)
+        tick(1)
     return seconds
 
 
@@ -168,32 +139,17 @@ def _forced(
     items: Sequence[Item],
     setting: Setting,
     batch: range,
-    dense: Sequence[Reference],
+    reference: DenseAnswers,
 ) -> tuple[list[ChatResult], list[float]]:
-    recorders = [Recorder(forced=each.token_ids) for each in dense]
     requests = [_request(items[idx], setting, idx) for idx in batch]
-    results = _record(runner, requests, recorders)
-    harm = [
-        kl_nats(each.log_probs_TN, recorder.log_probs_TN)
-        for each, recorder in zip(dense, recorders, strict=True)
-    ]
-    differing = [row for row, recorder in enumerate(recorders) if not recorder.agrees]
+    forced = force(runner, requests, reference.of(batch))
+    results = [result for result, _ in forced]
+    differing = [row for row, (_, divergence) in enumerate(forced) if not divergence.agrees]
     if differing:
         anew = _plain(runner, items, setting, [batch[row] for row in differing])
         for row, result in zip(differing, anew, strict=True):
             results[row] = result
-    return results, harm
-
-
-def _record(
-    runner: Runner, requests: Sequence[ChatRequest], recorders: Sequence[Recorder]
-) -> list[ChatResult]:
-    by_id = {request.id: recorder for request, recorder in zip(requests, recorders, strict=True)}
-
-    def put_in(running: Running) -> None:
-        by_id[running.request.id].put_in(running)
-
-    return list(drive(runner, requests, on_begun=put_in).results)
+    return results, [divergence.kl_nats for _, divergence in forced]
 
 
 def _request(item: Item, setting: Setting, idx: int) -> ChatRequest:

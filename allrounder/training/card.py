@@ -1,4 +1,4 @@
-"""The card that lies beside a router's weights: what it is, how it was made, what it measured."""
+"""The model card beside a router's weights: description, training and figures."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ def write_card(manifest: Manifest, options: RouterTrainingOptions, figures: Figu
 
 
 def _method(options: RouterTrainingOptions) -> str:
-    lessons = []
+    phases = []
     if options.init == "attention":
-        lessons.append(
-            "The router first imitates where the frozen model itself looks while it reads a "
-            "question."
+        phases.append(
+            "First attention distillation: the router's token scores are fitted to the frozen "
+            "model's own attention from the question to the image."
         )
     if options.epochs:
-        lessons.append(
+        phases.append(
             "Preferences as PAR's section 4.2 says (Pruning All-Rounder): perturbed actions, KL to "
             "the frozen model's own greedy answer, balanced pairs, a reference-free loss."
         )
-    return " ".join(["Without labels.", *lessons])
+    return " ".join(["Without labels.", *phases])
 
 
 def _candidates(manifest: Manifest) -> str:
@@ -80,7 +80,7 @@ def _loyalty(calibration: Calibration, loyalty: Loyalty) -> str:
     lines = [
         f"Share of greedy answers equal to the dense one on {loyalty.num_samples} samples that "
         "were not trained on, by layers skipped and tokens kept, smoothed to be monotone along "
-        "both (isotonic regression), with the standard error by picture of each size as measured. "
+        "both (isotonic regression), with the standard error by image of each size as measured. "
         "A budget's quality is held against these, less the service's quality margin.",
         "",
         "| skipped | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " |",
@@ -106,7 +106,7 @@ def _figures(figures: Figures) -> str:
     for row in figures.rows:
         tokens, layers = row.size
         lines.append(
-            f"| {tokens:.0%} | {layers:.1%} | {row.name} | {row.cost.mean:.1%} | {row.kl_nats} "
+            f"| {tokens:.0%} | {layers:.1%} | {row.name} | {row.cost.value:.1%} | {row.kl_nats} "
             f"| {row.agreement} |"
         )
     return "\n".join(lines)
@@ -116,7 +116,7 @@ def _question(figures: Figures) -> str:
     gains = figures.question_gain
     lines = ["| tokens kept | layers skipped | KL added by a wrong question |", "|---|---|---|"]
     lines += [f"| {size[0]:.0%} | {size[1]:.1%} | {gain} |" for size, gain in gains.items()]
-    clear = [size for size, gain in gains.items() if gain.mean > 2 * gain.standard_error]
+    clear = [size for size, gain in gains.items() if gain.value > 2 * gain.stderr]
     finding = (
         "the router reads the question"
         if 2 * len(clear) > len(gains)

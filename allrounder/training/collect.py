@@ -1,4 +1,4 @@
-"""Runs the frozen model over samples: dense answers, perturbed actions and the harm of each.
+"""Runs the frozen model over samples: dense answers, perturbed actions and the KL of each.
 
 Shapes: A actions, V visual tokens, N candidate layers.
 """
@@ -16,11 +16,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from allrounder.core import Plan
+from allrounder.measure.frozen import DenseAnswer, EncodedQuestion, FrozenModel
+from allrounder.measure.plans import make_plan
 from allrounder.router.network import MetaRouter
 from allrounder.training.actions import Actions, draw_actions
-from allrounder.training.bank import PictureBank
-from allrounder.training.frozen import Asked, DenseAnswer, FrozenModel, make_plan
-from allrounder.training.look import Look
+from allrounder.training.attention_target import AttentionTarget
+from allrounder.training.bank import ImageBank
 from allrounder.training.options import RouterTrainingOptions
 
 # What decides a measurement; a cached one serves every other choice.
@@ -40,7 +41,7 @@ _MEASURING = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class PreferenceSample:
     """One sample, its actions (True is kept: A x V, or run: A x N) and the KL of each.
 
     Attributes:
@@ -48,7 +49,7 @@ class Measured:
         target_V: the frozen model's own attention over the visual tokens, summing to 1.
     """
 
-    picture_idx: int
+    image_idx: int
     question_ids: tuple[int, ...]
     kept_AV: Tensor
     runs_AN: Tensor
@@ -57,23 +58,23 @@ class Measured:
 
 
 def collect(
-    bank: PictureBank,
+    bank: ImageBank,
     options: RouterTrainingOptions,
     *,
-    look: Look,
+    target: AttentionTarget,
     candidates: tuple[int, ...],
     network: MetaRouter | None = None,
-) -> list[Measured]:
-    """Measure every sample; the same pictures, options and model give the same result.
+) -> list[PreferenceSample]:
+    """Measure every sample; the same images, options and model give the same result.
 
-    Actions perturb what the proposal layers look at, or, given a network, its own scores. With
+    Actions perturb the attention of the proposal layers, or, given a network, its own scores. With
     `options.work` set, a measurement of the former kind made there before is read instead.
     """
-    path = _cache_path(bank, options, look) if network is None else None
+    path = _cache_path(bank, options, target) if network is None else None
     if path is not None and path.exists():
-        return [Measured(**entry) for entry in torch.load(path, weights_only=True)]
-    measured: list[Measured] = []
-    layers = sorted({*options.proposal_layers, look.layer_idx})
+        return [PreferenceSample(**entry) for entry in torch.load(path, weights_only=True)]
+    measured: list[PreferenceSample] = []
+    layers = sorted({*options.proposal_layers, target.layer_idx})
     wanted = options.skip_layers
     eighth = round(bank.frozen.num_layers / 8)
     num_skipped = min(eighth if wanted is None else wanted, len(candidates))
@@ -90,7 +91,7 @@ def collect(
                 )
                 for offset, answer in enumerate(answers)
             ]
-            measured += _measure(bank, batch, answers, drawn, look=look, candidates=candidates)
+            measured += _measure(bank, batch, answers, drawn, target=target, candidates=candidates)
             bar.update(len(batch))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,8 +107,8 @@ def _proposals(
 ) -> list[Tensor]:
     """Attention maps H x V to perturb; a router's logits are the logarithm of a single one."""
     if network is None:
-        looks = [Look(layer_idx=idx, rows="last") for idx in options.proposal_layers]
-        return [look.at_image(answer) for look in looks]
+        sources = [AttentionTarget(layer_idx=idx, rows="last") for idx in options.proposal_layers]
+        return [source.by_head(answer) for source in sources]
     question_QD = frozen.question_rows(answer.asked)
     with torch.inference_mode():
         tokens_BV, _ = network(answer.asked.visual_VD[None].float(), question_QD[None].float())
@@ -138,30 +139,30 @@ def _propose(
 
 
 def _measure(
-    bank: PictureBank,
-    batch: Sequence[tuple[int, Asked]],
+    bank: ImageBank,
+    batch: Sequence[tuple[int, EncodedQuestion]],
     answers: Sequence[DenseAnswer],
     drawn: Sequence[Actions],
     *,
-    look: Look,
+    target: AttentionTarget,
     candidates: tuple[int, ...],
-) -> Iterator[Measured]:
+) -> Iterator[PreferenceSample]:
     frozen = bank.frozen
     trials = [
         (answer, plan)
         for answer, actions in zip(answers, drawn, strict=True)
         for plan in _plans(actions, candidates, num_layers=frozen.num_layers)
     ]
-    harms = iter(frozen.compare(trials))
-    for (picture_idx, asked), answer, actions in zip(batch, answers, drawn, strict=True):
+    divergences = iter(frozen.compare(trials))
+    for (image_idx, asked), answer, actions in zip(batch, answers, drawn, strict=True):
         start, count = asked.prompt.question_slot
-        yield Measured(
-            picture_idx=picture_idx,
+        yield PreferenceSample(
+            image_idx=image_idx,
             question_ids=asked.prompt.token_ids[start : start + count],
             kept_AV=actions.kept_AV,
             runs_AN=actions.runs_AN,
-            kl_nats=tuple(next(harms).kl_nats for _ in actions.kept_AV),
-            target_V=look.of(answer),
+            kl_nats=tuple(next(divergences).kl_nats for _ in actions.kept_AV),
+            target_V=target.of(answer),
         )
 
 
@@ -175,13 +176,15 @@ def _plans(actions: Actions, candidates: tuple[int, ...], *, num_layers: int) ->
         )
 
 
-def _cache_path(bank: PictureBank, options: RouterTrainingOptions, look: Look) -> Path | None:
+def _cache_path(
+    bank: ImageBank, options: RouterTrainingOptions, target: AttentionTarget
+) -> Path | None:
     if options.work is None:
         return None
     decisive = options.model_dump_json(include=_MEASURING)
-    text = f"{bank.frozen.adapter.fingerprint} {look} {decisive}"
+    text = f"{bank.frozen.adapter.fingerprint} {target} {decisive}"
     return options.work / f"actions-{hashlib.sha256(text.encode()).hexdigest()[:16]}.pt"
 
 
-def _as_dict(sample: Measured) -> dict[str, Any]:
-    return {name: getattr(sample, name) for name in Measured.__dataclass_fields__}
+def _as_dict(sample: PreferenceSample) -> dict[str, Any]:
+    return {name: getattr(sample, name) for name in PreferenceSample.__dataclass_fields__}

@@ -1,19 +1,22 @@
-"""Figures for a router's card: harm and agreement of its plans beside those of other strategies.
+"""Figures for a router's card: divergence of its plans beside that of other strategies.
 
 Every strategy gets the same samples and the same counts of tokens and layers.
 """
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 
 from allrounder.core import Plan
 from allrounder.cost import cost_of
+from allrounder.measure.divergence import Divergence
+from allrounder.measure.frozen import DenseAnswer
+from allrounder.measure.plans import plan_by, view_of
+from allrounder.measure.statistics import Estimate, sample_mean
 from allrounder.pruning.compose import Composed, needs_router
 from allrounder.pruning.fastv import FastV
 from allrounder.pruning.par import Par
@@ -22,9 +25,7 @@ from allrounder.pruning.shortgpt import ShortGPT
 from allrounder.pruning.strategy import Context, Strategy, View, looking_flops
 from allrounder.router.network import MetaRouter, router_flops
 from allrounder.router.weights import Calibration
-from allrounder.training.bank import PictureBank
-from allrounder.training.frozen import DenseAnswer, Harm
-from allrounder.training.planning import plan_by, view_of
+from allrounder.training.bank import ImageBank
 
 # Shares of visual tokens kept and of layers skipped.
 SIZES = ((0.06, 0.0), (0.12, 0.0), (0.12, 0.125), (0.25, 0.0), (0.25, 0.25))
@@ -33,24 +34,7 @@ OWN, WRONG = "par", "par, another sample's question"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A mean with its standard error over samples."""
-
-    mean: float
-    standard_error: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate:
-        mean = sum(values) / len(values)
-        variance = sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)
-        return cls(mean=mean, standard_error=math.sqrt(variance / len(values)))
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.standard_error:.3f}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
+class StrategyFigures:
     """One strategy at one size; `cost` is its share of dense prefill FLOPs, the choice included."""
 
     size: tuple[float, float]
@@ -65,7 +49,7 @@ class Figures:
     """The table, and by size the paired KL that a wrong question adds to the router's plans."""
 
     num_samples: int
-    rows: tuple[Row, ...]
+    rows: tuple[StrategyFigures, ...]
     question_gain: dict[tuple[float, float], Estimate]
 
 
@@ -80,7 +64,7 @@ class _Trial:
 class FigureTable:
     """Collects trials of every strategy at every size."""
 
-    def __init__(self, network: MetaRouter, bank: PictureBank, calibration: Calibration) -> None:
+    def __init__(self, network: MetaRouter, bank: ImageBank, calibration: Calibration) -> None:
         self._network = network
         self._bank = bank
         self._geometry = bank.frozen.adapter.geometry
@@ -89,8 +73,8 @@ class FigureTable:
             router_candidates=network.config.candidates,
             block_influence=calibration.block_influence,
         )
-        self._harms: defaultdict[tuple[tuple[float, float], str], list[tuple[float, Harm]]]
-        self._harms = defaultdict(list)
+        self._found: defaultdict[tuple[tuple[float, float], str], list[tuple[float, Divergence]]]
+        self._found = defaultdict(list)
 
     def measure(self) -> Figures:
         frozen, done = self._bank.frozen, 0
@@ -98,7 +82,7 @@ class FigureTable:
         with tqdm(total=self._bank.num_questions, desc="figures", unit="sample") as bar:
             for batch in self._bank.batches():
                 answers = frozen.answer([asked for _, asked in batch], probed_layers=probed)
-                # Half a batch away lies another picture's question, but for tiny data.
+                # Half a batch away lies another image's question, but for tiny data.
                 shift = len(answers) // 2
                 others = answers[shift:] + answers[:shift]
                 trials = [
@@ -106,10 +90,10 @@ class FigureTable:
                     for seed, (answer, other) in enumerate(zip(answers, others, strict=True), done)
                     for trial in self._trials(answer, other, seed)
                 ]
-                harms = frozen.compare([(trial.answer, trial.plan) for trial in trials])
-                for trial, harm in zip(trials, harms, strict=True):
+                divergences = frozen.compare([(trial.answer, trial.plan) for trial in trials])
+                for trial, divergence in zip(trials, divergences, strict=True):
                     cost = cost_of(self._geometry, trial.answer.asked.prompt.shape, trial.plan)
-                    self._harms[trial.size, trial.name].append((cost.prefill_ratio, harm))
+                    self._found[trial.size, trial.name].append((cost.prefill_ratio, divergence))
                 done += len(batch)
                 bar.update(len(batch))
         return self._figures(done)
@@ -164,21 +148,21 @@ class FigureTable:
 
     def _figures(self, num_samples: int) -> Figures:
         rows = tuple(
-            Row(
+            StrategyFigures(
                 size=size,
                 name=name,
-                cost=Estimate.of([cost for cost, _ in entries]),
-                kl_nats=Estimate.of([harm.kl_nats for _, harm in entries]),
-                agreement=Estimate.of([float(harm.agrees) for _, harm in entries]),
+                cost=sample_mean([cost for cost, _ in entries]),
+                kl_nats=sample_mean([each.kl_nats for _, each in entries]),
+                agreement=sample_mean([float(each.agrees) for _, each in entries]),
             )
-            for (size, name), entries in self._harms.items()
+            for (size, name), entries in self._found.items()
         )
         gain = {
-            size: Estimate.of(
+            size: sample_mean(
                 [
                     wrong.kl_nats - own.kl_nats
                     for (_, wrong), (_, own) in zip(
-                        self._harms[size, WRONG], self._harms[size, OWN], strict=True
+                        self._found[size, WRONG], self._found[size, OWN], strict=True
                     )
                 ]
             )

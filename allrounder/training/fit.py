@@ -17,32 +17,32 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from allrounder.router.network import MetaRouter
-from allrounder.training.bank import PictureBank
+from allrounder.training.bank import ImageBank
 from allrounder.training.muon import BatchedMuon
 
 GRADIENT_CLIP = 1.0
 WARMUP_STEPS = 20
 
 
-class Sample(Protocol):
+class RouterSample(Protocol):
     """What a router reads, and over which tokens it scores."""
 
     @property
-    def picture_idx(self) -> int: ...
+    def image_idx(self) -> int: ...
     @property
     def question_ids(self) -> tuple[int, ...]: ...
     @property
     def target_V(self) -> Tensor: ...
 
 
-S = TypeVar("S", bound=Sample)
+S = TypeVar("S", bound=RouterSample)
 Loss = Callable[[Sequence[S], Tensor, Tensor], Tensor]
 """(samples, token logits B x V, layer logits B x N) -> the mean loss of these samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how fast; `name` labels the progress bar."""
+    """Epochs, batch size and learning rates; `name` labels the progress bar."""
 
     name: str
     epochs: int
@@ -56,7 +56,7 @@ class Schedule:
 def fit(
     network: MetaRouter,
     samples: Sequence[S],
-    bank: PictureBank,
+    bank: ImageBank,
     loss_of: Loss[S],
     schedule: Schedule,
 ) -> float:
@@ -112,10 +112,12 @@ def _rate(step: int, num_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - WARMUP_STEPS) / max(num_steps - WARMUP_STEPS, 1)))
 
 
-def router_inputs(samples: Sequence[Sample], bank: PictureBank) -> tuple[Tensor, Tensor, Tensor]:
+def router_inputs(
+    samples: Sequence[RouterSample], bank: ImageBank
+) -> tuple[Tensor, Tensor, Tensor]:
     """Visual tokens B x V x D, padded question rows B x Q x D and which of those are real."""
     adapter = bank.frozen.adapter
-    visual_BVD = torch.stack([bank.visual(sample.picture_idx) for sample in samples])
+    visual_BVD = torch.stack([bank.visual(sample.image_idx) for sample in samples])
     questions = [adapter.embed(sample.question_ids).clone() for sample in samples]
     question_BQD = pad_sequence(questions, batch_first=True)
     lengths = torch.tensor([len(rows) for rows in questions], device=question_BQD.device)
@@ -130,9 +132,7 @@ def _batches(samples: Sequence[S], schedule: Schedule, epoch: int) -> Iterator[l
         yield [samples[idx] for idx in order[start : start + schedule.batch_size]]
 
 
-def _backward(
-    network: MetaRouter, batch: Sequence[S], bank: PictureBank, loss_of: Loss[S]
-) -> float:
+def _backward(network: MetaRouter, batch: Sequence[S], bank: ImageBank, loss_of: Loss[S]) -> float:
     """Gradients of the batch's mean loss; images of different token counts run apart."""
     by_size: defaultdict[int, list[S]] = defaultdict(list)
     for sample in batch:

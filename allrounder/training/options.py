@@ -14,8 +14,13 @@ from pydantic import (
     model_validator,
 )
 
-_OF_IMITATION = {"imitation_samples", "init_epochs", "init_learning_rate", "muon_learning_rate"}
-_OF_PREFERENCES = {"rounds", "on_policy"}
+_DISTILLATION_OPTIONS = {
+    "imitation_samples",
+    "init_epochs",
+    "init_learning_rate",
+    "muon_learning_rate",
+}
+_PREFERENCE_OPTIONS = {"rounds", "on_policy"}
 
 
 class RouterTrainingOptions(BaseModel):
@@ -88,13 +93,13 @@ class RouterTrainingOptions(BaseModel):
     )
     init: Literal["zero", "attention"] = Field(
         default="zero",
-        description="attention: first imitate the frozen model's own text-to-image attention at "
-        "the layer where its top tokens change the answer least.",
+        description="attention: first attention distillation, from the frozen model's own "
+        "text-to-image attention at the layer where its top tokens change the answer least.",
     )
     imitation_samples: int = Field(
         default=0,
         ge=0,
-        description="Further questions whose attention alone is imitated: cheap, as nothing is "
+        description="Further questions for attention distillation alone: cheap, as nothing is "
         "generated and no action is tried.",
     )
     questions_per_image: PositiveInt = Field(
@@ -102,7 +107,7 @@ class RouterTrainingOptions(BaseModel):
         description="Of procedural samples: the more, the better a router learns to tell them "
         "apart. A JSONL file brings its own.",
     )
-    init_epochs: PositiveInt = Field(default=4, description="Epochs of that imitation.")
+    init_epochs: PositiveInt = Field(default=4, description="Epochs of attention distillation.")
     init_learning_rate: PositiveFloat = Field(default=2e-3, description="Its peak rate.")
     match_heads: int = Field(
         default=0,
@@ -113,7 +118,8 @@ class RouterTrainingOptions(BaseModel):
     muon_learning_rate: float = Field(
         default=0.0,
         ge=0,
-        description="Muon's peak rate for the matrices while imitating; 0: AdamW for all.",
+        description="Muon's peak rate for the matrices in attention distillation; 0: AdamW for "
+        "all.",
     )
     reduction: Literal["mean", "sum"] = Field(
         default="mean", description="Of the log-probabilities of an action's single choices."
@@ -133,14 +139,14 @@ class RouterTrainingOptions(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _is_heeded(self) -> RouterTrainingOptions:
-        """An option of a lesson that is not given would change nothing."""
+    def _has_no_idle_options(self) -> RouterTrainingOptions:
+        """An option of a phase that is not run would change nothing."""
         said = self.model_dump(exclude_defaults=True).keys()
-        lessons = {
-            "--init attention": (self.init == "attention", _OF_IMITATION),
-            "--epochs above 0": (self.epochs > 0, _OF_PREFERENCES),
+        phases = {
+            "--init attention": (self.init == "attention", _DISTILLATION_OPTIONS),
+            "--epochs above 0": (self.epochs > 0, _PREFERENCE_OPTIONS),
         }
-        for needed, (given, names) in lessons.items():
+        for needed, (given, names) in phases.items():
             idle = sorted(names & said) if not given else []
             if idle:
                 raise ValueError(f"{', '.join(idle)} would change nothing without {needed}")

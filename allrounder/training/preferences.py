@@ -3,7 +3,7 @@
 An action is a set of independent keep-or-discard choices. With logits z,
 log p(S+) - log p(S-) = sum z (a+ - a-): the loss is a Bradley-Terry model of an additive utility.
 
-Shapes: P pairs, V visual tokens, N candidate layers.
+Shapes: B samples, P pairs, V visual tokens, N candidate layers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from allrounder.training.collect import PreferenceSample
+from allrounder.training.options import RouterTrainingOptions
 
 Reduction = Literal["mean", "sum"]
 
@@ -51,3 +54,41 @@ def action_log_prob(
 def preference_loss(good_P: Tensor, bad_P: Tensor, *, beta: float) -> Tensor:
     """-log sigmoid(beta (log p(S+) - log p(S-))), mean over pairs; no reference model."""
     return -logsigmoid(beta * (good_P - bad_P)).mean()
+
+
+class PreferenceLoss:
+    """The preference loss of a batch, over all pairs of its samples."""
+
+    def __init__(self, options: RouterTrainingOptions) -> None:
+        self._options = options
+
+    def __call__(
+        self, samples: Sequence[PreferenceSample], tokens_BV: Tensor, layers_BN: Tensor
+    ) -> Tensor:
+        pairs = [
+            (row, good, bad)
+            for row, sample in enumerate(samples)
+            for good, bad in balanced_pairs(sample.kl_nats, min_gap=self._options.min_kl_gap)
+        ]
+        if not pairs:
+            return tokens_BV.sum() * 0.0
+        rows = [row for row, _, _ in pairs]
+        logits = tokens_BV[rows], layers_BN[rows]
+        good_P, bad_P = (
+            self._log_prob(logits, [(samples[pair[0]], pair[side]) for pair in pairs])
+            for side in (1, 2)
+        )
+        return preference_loss(good_P, bad_P, beta=self._options.beta)
+
+    def _log_prob(
+        self, logits: tuple[Tensor, Tensor], actions: Sequence[tuple[PreferenceSample, int]]
+    ) -> Tensor:
+        device = logits[0].device
+        kept_PV = torch.stack([sample.kept_AV[idx] for sample, idx in actions]).to(device)
+        runs_PN = torch.stack([sample.runs_AN[idx] for sample, idx in actions]).to(device)
+        return action_log_prob(
+            logits,
+            (kept_PV, runs_PN),
+            reduction=self._options.reduction,
+            layer_weight=self._options.layer_weight,
+        )

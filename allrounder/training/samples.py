@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from allrounder.core import ImageInput
 from allrounder.demo.questions import ask_questions
 from allrounder.demo.scene_pool import pool_scene
-from allrounder.demo.scenes import Split, render
+from allrounder.demo.scenes import SceneSplit, render
 from allrounder.errors import InvalidField
 from allrounder.images import decode_image
 
@@ -29,7 +29,7 @@ DEMO_SEED = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class ImageQuestions:
     """One image, read when needed, and the questions asked about it."""
 
     load: Callable[[], ImageInput]
@@ -45,28 +45,28 @@ class Line(BaseModel):
     question: str = Field(min_length=1)
 
 
-def load_pictures(
+def load_images(
     data: str, *, num_samples: int, seed: int, questions_per_image: int = QUESTIONS_PER_SCENE
-) -> list[Picture]:
+) -> list[ImageQuestions]:
     """At most `num_samples` questions, grouped by image. Raises InvalidField naming `data`."""
     name, *rest = data.split(":")
     if name == DEMO:
         count, scene_seed = _demo_numbers(rest, num_samples)
-        return _limit(_demo_pictures(count, scene_seed, questions_per_image), num_samples)
-    pictures = _read_lines(Path(data))
-    Random(seed).shuffle(pictures)
-    return _limit(pictures, num_samples)
+        return limit_questions(_demo_images(count, scene_seed, questions_per_image), num_samples)
+    images = _read_lines(Path(data))
+    Random(seed).shuffle(images)
+    return limit_questions(images, num_samples)
 
 
-def split_pictures(
-    pictures: list[Picture], *, num_first: int
-) -> tuple[list[Picture], list[Picture]]:
-    """The first pictures that hold `num_first` questions, and the others: no image in both."""
+def split_images(
+    images: list[ImageQuestions], *, num_first: int
+) -> tuple[list[ImageQuestions], list[ImageQuestions]]:
+    """The first images that hold `num_first` questions, and the others: no image in both."""
     taken, cut = 0, 0
-    while cut < len(pictures) and taken < num_first:
-        taken += len(pictures[cut].questions)
+    while cut < len(images) and taken < num_first:
+        taken += len(images[cut].questions)
         cut += 1
-    return pictures[:cut], pictures[cut:]
+    return images[:cut], images[cut:]
 
 
 def _demo_numbers(rest: list[str], num_samples: int) -> tuple[int, int]:
@@ -81,29 +81,29 @@ def _demo_numbers(rest: list[str], num_samples: int) -> tuple[int, int]:
     return min(count, num_samples), seed
 
 
-def _demo_pictures(count: int, seed: int, per_scene: int) -> list[Picture]:
-    pictures: list[Picture] = []
+def _demo_images(count: int, seed: int, per_scene: int) -> list[ImageQuestions]:
+    images: list[ImageQuestions] = []
     found = 0
     while found < count:
-        index = len(pictures)
-        scene, _ = pool_scene(Split.TRAIN, seed, index)
+        index = len(images)
+        scene, _ = pool_scene(SceneSplit.TRAIN, seed, index)
         rng = Random(f"{seed}-{index}")
         texts = [question.text for question in ask_questions(scene, rng, per_type=1)]
         chosen = tuple(rng.sample(texts, min(per_scene, len(texts))))
-        pictures.append(Picture(load=partial(_draw, seed, index), questions=chosen))
+        images.append(ImageQuestions(load=partial(_draw, seed, index), questions=chosen))
         found += len(chosen)
-    return pictures
+    return images
 
 
 def _draw(seed: int, index: int) -> ImageInput:
-    scene, rng = pool_scene(Split.TRAIN, seed, index)
+    scene, rng = pool_scene(SceneSplit.TRAIN, seed, index)
     pixels = render(scene, rng)
     rgb = pixels.tobytes()
     height, width, _ = pixels.shape
     return ImageInput(width=width, height=height, rgb=rgb, digest=hashlib.sha256(rgb).hexdigest())
 
 
-def _read_lines(path: Path) -> list[Picture]:
+def _read_lines(path: Path) -> list[ImageQuestions]:
     try:
         texts = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as err:
@@ -112,7 +112,7 @@ def _read_lines(path: Path) -> list[Picture]:
     if not lines:
         raise InvalidField(f"{path} holds no samples", param="data")
     return [
-        Picture(
+        ImageQuestions(
             load=partial(_read_image, path.parent / image),
             questions=tuple(line.question for line in group),
         )
@@ -140,12 +140,12 @@ def _read_image(path: Path) -> ImageInput:
         raise InvalidField(f"image {path} cannot be read", param="data") from err
 
 
-def _limit(pictures: list[Picture], num_samples: int) -> list[Picture]:
-    chosen: list[Picture] = []
+def limit_questions(images: list[ImageQuestions], num_samples: int) -> list[ImageQuestions]:
+    chosen: list[ImageQuestions] = []
     left = num_samples
-    for picture in pictures:
+    for image in images:
         if left <= 0:
             break
-        chosen.append(Picture(load=picture.load, questions=picture.questions[:left]))
+        chosen.append(ImageQuestions(load=image.load, questions=image.questions[:left]))
         left -= len(chosen[-1].questions)
     return chosen

@@ -1,4 +1,4 @@
-"""How alike the input and the output of every layer are: what a skipped layer would leave out.
+"""Cosine similarity of each layer's input and output: how much a skipped layer would change.
 
 Shapes: L layers, R rows of a prompt under its plan, D width.
 """
@@ -10,22 +10,25 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from allrounder.core import Plan
-from allrounder.engine.execution.attention.sdpa import attend
 from allrounder.engine.execution.rows import prompt_rows
-from allrounder.training.frozen import Asked, FrozenModel, make_plan
+from allrounder.measure.frozen import EncodedQuestion, FrozenModel, causal_attention
 
 
 @torch.inference_mode()
-def layer_similarity(frozen: FrozenModel, asked: Asked, plan: Plan) -> Tensor:
+def layer_similarity(frozen: FrozenModel, asked: EncodedQuestion, plan: Plan) -> Tensor:
     """cosine(input, output), L x R in double; all layers run, tokens may be dropped at layer 0."""
     assert plan.last_selection_layer == 0, "rows that leave later have no output to compare"
     adapter = frozen.adapter
+
+    def attend(_: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        return causal_attention(query, key, value, scaling)
+
     rows = prompt_rows(adapter, asked.prompt, asked.positions, asked.visual, plan)
     hidden_RD = rows.hidden_SD
     rotation = adapter.rotate(hidden_RD, rows.positions_PS)
     similarity = []
     for layer_idx in range(frozen.num_layers):
-        output_RD = adapter.layer(layer_idx, hidden_RD, rotation, _attend)
+        output_RD = adapter.layer(layer_idx, hidden_RD, rotation, attend)
         similarity.append(cosine_similarity(hidden_RD.double(), output_RD.double(), dim=-1))
         hidden_RD = output_RD
         if layer_idx < len(rows.planes):
@@ -34,13 +37,7 @@ def layer_similarity(frozen: FrozenModel, asked: Asked, plan: Plan) -> Tensor:
     return torch.stack(similarity).cpu()
 
 
-def block_influence(frozen: FrozenModel, asked: Asked) -> Tensor:
+def block_influence(frozen: FrozenModel, asked: EncodedQuestion) -> Tensor:
     """1 - cosine(input, output) per layer, mean over the prompt's rows (ShortGPT, section 3.2)."""
-    dense = make_plan(num_layers=frozen.num_layers, num_visual=len(asked.visual_VD))
+    dense = Plan.dense(num_layers=frozen.num_layers, num_visual=len(asked.visual_VD))
     return 1 - layer_similarity(frozen, asked, dense).mean(dim=1)
-
-
-def _attend(_: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    query_BHSE, key_BKSE, value_BKSE = (each.transpose(0, 1)[None] for each in (query, key, value))
-    output_BHSE = attend(query_BHSE, key_BKSE, value_BKSE, scaling)
-    return output_BHSE[0].transpose(0, 1).flatten(1)

@@ -14,25 +14,28 @@ from typing import Any, TypeVar
 import torch
 
 from allrounder.errors import InvalidField
+from allrounder.measure.frozen import FrozenModel
 from allrounder.models.loading import load_adapter
 from allrounder.router.network import MetaRouter, RouterConfig
 from allrounder.router.weights import Manifest, save_router
-from allrounder.training.bank import PictureBank
+from allrounder.training.attention_target import AttentionTarget, best_target
+from allrounder.training.bank import ImageBank
 from allrounder.training.calibrate import calibrate
 from allrounder.training.card import CARD_NAME, write_card
-from allrounder.training.collect import Measured, collect
+from allrounder.training.collect import PreferenceSample, collect
+from allrounder.training.distillation import (
+    DistillationSample,
+    distillation_loss,
+    distillation_samples,
+)
 from allrounder.training.figures import FigureTable
 from allrounder.training.fit import Schedule, fit
-from allrounder.training.frozen import FrozenModel
-from allrounder.training.imitation import Glance, watch
-from allrounder.training.look import Look, best_look
-from allrounder.training.losses import PreferenceLoss, attention_loss
 from allrounder.training.options import RouterTrainingOptions
-from allrounder.training.preferences import balanced_pairs
-from allrounder.training.samples import load_pictures, split_pictures
+from allrounder.training.preferences import PreferenceLoss, balanced_pairs
+from allrounder.training.samples import load_images, split_images
 
 logger = logging.getLogger(__name__)
-Asking = TypeVar("Asking", Glance, Measured)
+Trained = TypeVar("Trained", DistillationSample, PreferenceSample)
 ROUTERS = Path("router_weights")
 # Below these the actions of a sample hardly differ, and the preferences are noise.
 WANTED_KL_NATS = 0.3
@@ -52,9 +55,9 @@ def train_router(options: RouterTrainingOptions) -> Manifest:
         options.model, device=options.device, dtype=options.dtype, allow_hub=options.allow_hub
     )
     frozen = FrozenModel(adapter, max_answer_tokens=options.max_answer_tokens)
-    held_back, training, watched = _banks(frozen, options)
+    held_back, training, distilled = _banks(frozen, options)
     network = MetaRouter(_config(frozen, options)).to(adapter.device)
-    facts = _train(network, training, watched, options)
+    facts = _train(network, training, distilled, options)
     calibration = calibrate(network, held_back) if held_back.num_questions else None
     figures = FigureTable(network, held_back, calibration).measure() if calibration else None
     facts["seconds"] = round(time.monotonic() - started)
@@ -76,23 +79,23 @@ def train_router(options: RouterTrainingOptions) -> Manifest:
 
 def _banks(
     frozen: FrozenModel, options: RouterTrainingOptions
-) -> tuple[PictureBank, PictureBank, PictureBank]:
-    """Pictures to calibrate on, to try actions on, and to imitate on; none in two of them."""
-    pictures = load_pictures(
+) -> tuple[ImageBank, ImageBank, ImageBank]:
+    """Disjoint images for calibration, for actions and for attention distillation."""
+    images = load_images(
         options.data,
         num_samples=options.samples + options.calibration_samples + options.imitation_samples,
         seed=options.seed,
         questions_per_image=options.questions_per_image,
     )
-    held_back, rest = split_pictures(pictures, num_first=options.calibration_samples)
-    training, watched = split_pictures(rest, num_first=options.samples)
+    held_back, rest = split_images(images, num_first=options.calibration_samples)
+    training, distilled = split_images(rest, num_first=options.samples)
     if not training:
         raise InvalidField(
             f"the data hold too few samples: {options.calibration_samples} are kept for "
             "calibration and none is left to train on",
             param="data",
         )
-    banks = [PictureBank(frozen, each) for each in (held_back, training, watched)]
+    banks = [ImageBank(frozen, each) for each in (held_back, training, distilled)]
     return banks[0], banks[1], banks[2]
 
 
@@ -124,26 +127,26 @@ def _config(frozen: FrozenModel, options: RouterTrainingOptions) -> RouterConfig
 
 
 def _train(
-    network: MetaRouter, bank: PictureBank, watched: PictureBank, options: RouterTrainingOptions
+    network: MetaRouter, bank: ImageBank, distilled: ImageBank, options: RouterTrainingOptions
 ) -> dict[str, Any]:
     """Fits the router in place; returns the facts of the run."""
     facts: dict[str, Any] = {
         "options": options.model_dump(mode="json", exclude={"output", "work"}),
         "parameters": sum(weight.numel() for weight in network.parameters()),
     }
-    look = Look(layer_idx=1, rows="last")
+    target = AttentionTarget(layer_idx=1, rows="last")
     if options.init == "attention":
-        look, facts["imitated_kl_nats"] = best_look(bank)
-        facts |= {"imitated_layer": look.layer_idx, "imitated_rows": look.rows}
-        facts |= {"imitated_pick": look.pick}
+        target, facts["imitated_kl_nats"] = best_target(bank)
+        facts |= {"imitated_layer": target.layer_idx, "imitated_rows": target.rows}
+        facts |= {"imitated_pick": target.pick}
         logger.info(
-            "imitating %s, whose top tokens cost %.3f nats", look, facts["imitated_kl_nats"]
+            "distilling %s, whose top tokens cost %.3f nats", target, facts["imitated_kl_nats"]
         )
-        facts |= _imitate(network, bank, watched, look, options)
+        facts |= _distil_attention(network, bank, distilled, target, options)
     for idx in range(options.rounds if options.epochs else 0):
         proposer = network if idx or options.on_policy else None
         samples = collect(
-            bank, options, look=look, candidates=network.config.candidates, network=proposer
+            bank, options, target=target, candidates=network.config.candidates, network=proposer
         )
         facts |= _facts(samples, options)
         if options.blind:
@@ -154,28 +157,28 @@ def _train(
     return facts
 
 
-def _imitate(
+def _distil_attention(
     network: MetaRouter,
-    bank: PictureBank,
-    watched: PictureBank,
-    look: Look,
+    bank: ImageBank,
+    distilled: ImageBank,
+    target: AttentionTarget,
     options: RouterTrainingOptions,
 ) -> dict[str, Any]:
-    """The first lesson, on the questions set apart for it or else on those of the actions."""
-    source = watched if watched.pictures else bank
-    glances = watch(source, look)
+    """On the questions set apart for it or else on those of the actions."""
+    source = distilled if distilled.images else bank
+    samples = distillation_samples(source, target)
     if options.blind:
-        glances = _with_wrong_questions(glances, options.seed)
+        samples = _with_wrong_questions(samples, options.seed)
     schedule = replace(
-        _schedule("imitation", options.init_epochs, options.init_learning_rate, options),
+        _schedule("distillation", options.init_epochs, options.init_learning_rate, options),
         muon_learning_rate=options.muon_learning_rate,
     )
-    loss = fit(network, glances, source, attention_loss, schedule)
-    return {"glances": len(glances), "imitation_loss": loss}
+    loss = fit(network, samples, source, distillation_loss, schedule)
+    return {"glances": len(samples), "imitation_loss": loss}
 
 
-def _facts(samples: Sequence[Measured], options: RouterTrainingOptions) -> dict[str, Any]:
-    """What the actions are worth, logged, with a warning where they can teach little."""
+def _facts(samples: Sequence[PreferenceSample], options: RouterTrainingOptions) -> dict[str, Any]:
+    """Statistics of the actions, logged, with a warning where they hardly differ."""
     pairs = [balanced_pairs(s.kl_nats, min_gap=options.min_kl_gap) for s in samples]
     facts = {
         "samples": len(samples),
@@ -199,7 +202,7 @@ def _facts(samples: Sequence[Measured], options: RouterTrainingOptions) -> dict[
     return facts
 
 
-def _with_wrong_questions(samples: Sequence[Asking], seed: int) -> list[Asking]:
+def _with_wrong_questions(samples: Sequence[Trained], seed: int) -> list[Trained]:
     questions = [sample.question_ids for sample in samples]
     RandomStream(seed).shuffle(questions)
     return [

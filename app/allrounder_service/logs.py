@@ -1,6 +1,6 @@
-"""Structured logs: one JSON object a line on standard error, with the id of the request at hand.
+"""Structured logs: one JSON object per line on standard error, with the id of the current request.
 
-Knows no request body: questions, answers and keys are never handed to a logger.
+Questions, answers and keys are never passed to a logger.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class JsonFormatter(logging.Formatter):
-    """Everything passed as `extra` becomes a field of its own."""
+    """Each entry of `extra` becomes a field of the line."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {

@@ -30,11 +30,10 @@ from allrounder_service.api.limits import Limiter
 from allrounder_service.api.serving import answer_line
 from allrounder_service.api.transport import TransportLimits, protocol_with
 from allrounder_service.api.webapp import add_endpoints, add_middleware, bare_app, own_version
-from allrounder_service.jobs.execution import Answer, Answered
+from allrounder_service.jobs.execution import LineHandler, LineResponse
 from allrounder_service.jobs.runtime import JobsRuntime
-from allrounder_service.metrics.definitions import build_instruments
+from allrounder_service.metrics.definitions import build_instruments, render
 from allrounder_service.metrics.engine_metrics import EngineGauges, EngineMetrics, HttpMetrics
-from allrounder_service.metrics.exposition import render
 from allrounder_service.settings import Settings
 from allrounder_service.tracing.trace import Tracer, following
 from allrounder_service.tracing.traced_engine import TracedEngine, TracedObserver
@@ -152,14 +151,14 @@ def _tracer(settings: Settings) -> Tracer | None:
     )
 
 
-def _line_answer(services: Services, tracer: Tracer | None) -> Answer:
+def _line_answer(services: Services, tracer: Tracer | None) -> LineHandler:
     async def answer(
         url: str, body: Mapping[str, Any], *, tenant: str, id: str, job: str
-    ) -> Answered:
+    ) -> LineResponse:
         trace = None if tracer is None else tracer.line(id=id, job=job)
         with nullcontext() if trace is None else following(trace):
             status, found = await answer_line(services, url, body, tenant=tenant, id=id)
-        return Answered(status=status, body=found)
+        return LineResponse(status=status, body=found)
 
     return answer
 

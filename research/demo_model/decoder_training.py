@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from allrounder.demo.scene_pool import Pool
+from allrounder.demo.scene_pool import ScenePool
 from allrounder.demo.scenes import NUM_PATCHES
 from allrounder.training.muon import BatchedMuon
 from research.demo_model.checkpoint import load_checkpoint, save_checkpoint
 from research.demo_model.decoder import PackedDecoder
-from research.demo_model.lessons import Lesson, Plan, draw_lesson
+from research.demo_model.lessons import Curriculum, Lesson, draw_lesson
 from research.demo_model.lvlm import encode_images, to_pixels
 from research.demo_model.packing import Packed
 from research.demo_model.tokens import prefix_ids
@@ -66,13 +66,13 @@ class DecoderTraining:
         self,
         model: LlavaForConditionalGeneration,
         tokenizer: PreTrainedTokenizerFast,
-        pool: Pool,
+        pool: ScenePool,
         folder: Path,
         options: DecoderOptions,
-        plan: Plan,
+        curriculum: Curriculum,
     ) -> None:
         self.model, self.tokenizer, self.pool = model, tokenizer, pool
-        self.options, self.plan = options, plan
+        self.options, self.curriculum = options, curriculum
         self.path = folder / "decoder.pt"
         self.decoder = PackedDecoder(model, prefix_ids(tokenizer))
         self.trained = nn.ModuleList([model.model.language_model, model.lm_head])
@@ -126,14 +126,14 @@ class DecoderTraining:
         lesson = draw_lesson(
             self.pool,
             self.tokenizer,
-            self.plan,
+            self.curriculum,
             seed=self.options.seed,
             step=self.step,
             progress=progress,
             num_layers=len(self.model.model.language_model.layers),
             scene_seed=self.options.scene_seed,
         )
-        result = self._losses(lesson, grounded=progress < self.plan.grounded_until)
+        result = self._losses(lesson, grounded=progress < self.curriculum.grounded_until)
         self.muon.zero_grad(set_to_none=True)
         self.adam.zero_grad(set_to_none=True)
         result.loss.backward()

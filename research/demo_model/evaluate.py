@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,27 +14,29 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
-from allrounder.demo.held_out import Exam, Score, draw_exams, draw_questions, score
-from allrounder.demo.questions import Question, is_correct, score_answer
+from allrounder.demo.held_out import Exam, draw_exams, draw_questions
+from allrounder.demo.questions import TYPES, Question, is_correct, score_answer
+from allrounder.measure.statistics import Estimate, clustered_mean
 from allrounder.models.loading import EMBEDDED_FOLDER
 from research.demo_model.question_only import QuestionOnly, learn_question_only
 
 WEIGHTS = EMBEDDED_FOLDER
 MAX_NEW_TOKENS = 24
-# What a type must gain over the wording alone before it counts as seen in the picture.
+# What a type must gain over the wording alone before it counts as seen in the image.
 MIN_MARGIN = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """A score beside what the same questions give without the picture, graded alike."""
+class ScoreRow:
+    """Mean grade of a type beside that of the same questions without the image, graded alike."""
 
-    score: Score
+    name: str
+    accuracy: Estimate
     question_only: float
 
     @property
     def margin(self) -> float:
-        return self.score.accuracy - self.question_only
+        return self.accuracy.value - self.question_only
 
     @property
     def is_too_near(self) -> bool:
@@ -73,10 +75,10 @@ class Answerer:
 
 def evaluate_weights(
     folder: Path, exams: Sequence[Exam], blind: QuestionOnly, *, batch_size: int
-) -> list[Row]:
+) -> list[ScoreRow]:
     """Overall and by type; answers of like length share a batch, which saves steps."""
     answerer = Answerer(folder)
-    pairs = [(picture, q) for picture, exam in enumerate(exams) for q in exam.questions]
+    pairs = [(image_idx, q) for image_idx, exam in enumerate(exams) for q in exam.questions]
     pairs.sort(key=lambda pair: len(pair[1].answers[0]))
     images = [Image.fromarray(exam.image) for exam in exams]
     answers: list[str] = []
@@ -88,36 +90,54 @@ def evaluate_weights(
 
 def rows_of(
     questions: Sequence[Question],
-    pictures: Sequence[int],
+    images: Sequence[int],
     answers: Sequence[str],
     blind: QuestionOnly,
-) -> list[Row]:
+) -> list[ScoreRow]:
     """Overall and by type, and descriptions once more by exact match."""
     blind_answers = [blind.answer(question) for question in questions]
     mine, theirs = (
-        score(questions, pictures, list(map(score_answer, given, questions)))
+        accuracy_by_type(questions, images, list(map(score_answer, given, questions)))
         for given in (answers, blind_answers)
     )
     rows = [
-        Row(score=score, question_only=other.accuracy)
-        for score, other in zip(mine, theirs, strict=True)
+        ScoreRow(name=name, accuracy=accuracy, question_only=theirs[name].value)
+        for name, accuracy in mine.items()
     ]
-    return [*rows, *_exact_descriptions(questions, pictures, answers, blind_answers)]
+    return [*rows, *_exact_descriptions(questions, images, answers, blind_answers)]
 
 
-def format_rows(rows: Sequence[Row]) -> str:
+def accuracy_by_type(
+    questions: Sequence[Question], images: Sequence[int], grades: Sequence[float]
+) -> dict[str, Estimate]:
+    """`overall` first, then each type; `images` tells which image each question is about.
+
+    The questions about one image count as one draw.
+    """
+    chosen = {"overall": list(range(len(questions)))}
+    for name in TYPES:
+        of_type = [idx for idx, question in enumerate(questions) if question.type == name]
+        if of_type:
+            chosen[name] = of_type
+    return {
+        name: clustered_mean([float(grades[idx]) for idx in of], [images[idx] for idx in of])
+        for name, of in chosen.items()
+    }
+
+
+def format_rows(rows: Sequence[ScoreRow]) -> str:
     """A Markdown table, and what it says of the margins."""
     lines = [
         "| type | accuracy | standard error | question-only | margin | n |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        score, mark = row.score, " (!)" if row.is_too_near else ""
+        accuracy, mark = row.accuracy, " (!)" if row.is_too_near else ""
         lines.append(
-            f"| {score.name} | {score.accuracy:.3f} | {score.standard_error:.3f} "
-            f"| {row.question_only:.3f} | {row.margin:+.3f}{mark} | {score.num_questions} |"
+            f"| {row.name} | {accuracy.value:.3f} | {accuracy.stderr:.3f} "
+            f"| {row.question_only:.3f} | {row.margin:+.3f}{mark} | {accuracy.n} |"
         )
-    near = [row.score.name for row in rows if row.is_too_near]
+    near = [row.name for row in rows if row.is_too_near]
     points = round(100 * MIN_MARGIN)
     return "\n".join(
         [
@@ -132,22 +152,21 @@ def format_rows(rows: Sequence[Row]) -> str:
 
 def _exact_descriptions(
     questions: Sequence[Question],
-    pictures: Sequence[int],
+    images: Sequence[int],
     answers: Sequence[str],
     blind_answers: Sequence[str],
-) -> list[Row]:
+) -> list[ScoreRow]:
     chosen = [idx for idx, question in enumerate(questions) if question.described]
     if not chosen:
         return []
     mine, theirs = (
-        score(
-            [questions[idx] for idx in chosen],
-            [pictures[idx] for idx in chosen],
-            [is_correct(given[idx], questions[idx]) for idx in chosen],
-        )[1]
+        clustered_mean(
+            [float(is_correct(given[idx], questions[idx])) for idx in chosen],
+            [images[idx] for idx in chosen],
+        )
         for given in (answers, blind_answers)
     )
-    return [Row(score=replace(mine, name="describe (exact)"), question_only=theirs.accuracy)]
+    return [ScoreRow(name="describe (exact)", accuracy=mine, question_only=theirs.value)]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What the decoder is taught at each step: scenes, questions, and how much is hidden from it."""
+"""The curriculum of the decoder's training: scenes, questions and dropped tokens of each step."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from allrounder.demo.questions import TYPES, Question, ask_questions
-from allrounder.demo.scene_pool import Pool, pool_scene
-from allrounder.demo.scenes import NUM_PATCHES, Scene, Split, object_marks
+from allrounder.demo.scene_pool import ScenePool, pool_scene
+from allrounder.demo.scenes import NUM_PATCHES, Scene, SceneSplit, object_marks
 from research.demo_model.packing import Packed, pack
 from research.demo_model.tokens import tokenise
 
@@ -26,7 +26,7 @@ MAX_EASY_OBJECTS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Curriculum:
     """Shares of the training after which a stage ends, and the shape of a batch."""
 
     easy_scenes_until: float = 0.08
@@ -47,7 +47,7 @@ class Plan:
     drops_tokens: bool = True
 
     @classmethod
-    def continued(cls, **changes: Any) -> Plan:
+    def continued(cls, **changes: Any) -> Curriculum:
         """For a model that has been through the first stages: hard types at once."""
         stages: dict[str, Any] = {
             "easy_scenes_until": 0,
@@ -75,9 +75,9 @@ class Lesson:
 
 
 def draw_lesson(
-    pool: Pool,
+    pool: ScenePool,
     tokenizer: PreTrainedTokenizerFast,
-    plan: Plan,
+    curriculum: Curriculum,
     *,
     seed: int,
     step: int,
@@ -88,45 +88,49 @@ def draw_lesson(
     """The batch of this step; depends on its arguments only, so that a resumed run repeats it."""
     rng = np.random.default_rng([seed, step])
     candidates = np.arange(len(pool.images))
-    drill = plan.drills(progress)
-    if drill or progress < plan.easy_scenes_until:
+    drill = curriculum.drills(progress)
+    if drill or progress < curriculum.easy_scenes_until:
         candidates = np.flatnonzero(pool.num_objects <= MAX_EASY_OBJECTS)
-    indexes = np.sort(rng.choice(candidates, plan.batch_size, replace=False))
+    indexes = np.sort(rng.choice(candidates, curriculum.batch_size, replace=False))
     asker = Random(int(rng.integers(2**62)))
     rows, marks = [], []
     for index in indexes:
-        scene, _ = pool_scene(Split.TRAIN, scene_seed, int(index))
-        questions = _draw_questions(scene, asker, plan, progress)
+        scene, _ = pool_scene(SceneSplit.TRAIN, scene_seed, int(index))
+        questions = _draw_questions(scene, asker, curriculum, progress)
         rows.append(tokenise(tokenizer, questions))
         marks.append(object_marks(scene))
     shown = np.stack([each[:, 0].any(axis=0) for each in marks])
     return Lesson(
         scenes=indexes,
-        packed=pack(rows, marks, max_blocks=plan.max_blocks),
-        kept=_draw_kept(rng, shown, plan, informed_only=drill or progress < plan.informed_until),
-        skip=_draw_skip(rng, num_layers, plan.max_layer_drop * min(1.0, 2 * progress)),
+        packed=pack(rows, marks, max_blocks=curriculum.max_blocks),
+        kept=_draw_kept(
+            rng, shown, curriculum, informed_only=drill or progress < curriculum.informed_until
+        ),
+        skip=_draw_skip(rng, num_layers, curriculum.max_layer_drop * min(1.0, 2 * progress)),
     )
 
 
-def _draw_questions(scene: Scene, asker: Random, plan: Plan, progress: float) -> list[Question]:
+def _draw_questions(
+    scene: Scene, asker: Random, curriculum: Curriculum, progress: float
+) -> list[Question]:
     """Easy types first, then all alike, a drill in relations, and at last more of the hard."""
-    count = plan.per_type
-    if progress < plan.easy_types_until:
+    count = curriculum.per_type
+    if progress < curriculum.easy_types_until:
         questions = ask_questions(scene, asker, per_type=count, types=EASY_TYPES)
-    elif progress < plan.hard_types_from:
+    elif progress < curriculum.hard_types_from:
         questions = ask_questions(scene, asker, per_type=count)
-    elif plan.drills(progress):
+    elif curriculum.drills(progress):
         questions = ask_questions(scene, asker, per_type=3 * count, types=RELATION_TYPES)
-        questions += _ask_yes_no(scene, asker, 3 * plan.yes_no_relations)
+        questions += _ask_yes_no(scene, asker, 3 * curriculum.yes_no_relations)
         questions += ask_questions(scene, asker, per_type=1)
     else:
         others = [name for name in TYPES if name not in HARD_TYPES]
         questions = ask_questions(scene, asker, per_type=count + 1, types=HARD_TYPES)
         questions += ask_questions(scene, asker, per_type=(count + 1) // 2, types=others)
-        questions += _ask_yes_no(scene, asker, plan.yes_no_relations)
-        if plan.per_number_type:
+        questions += _ask_yes_no(scene, asker, curriculum.yes_no_relations)
+        if curriculum.per_number_type:
             questions += ask_questions(
-                scene, asker, per_type=plan.per_number_type, types=NUMBER_TYPES
+                scene, asker, per_type=curriculum.per_number_type, types=NUMBER_TYPES
             )
     asker.shuffle(questions)
     return questions
@@ -139,11 +143,15 @@ def _ask_yes_no(scene: Scene, asker: Random, count: int) -> list[Question]:
 
 
 def _draw_kept(
-    rng: np.random.Generator, shown: NDArray[np.bool_], plan: Plan, *, informed_only: bool
+    rng: np.random.Generator,
+    shown: NDArray[np.bool_],
+    curriculum: Curriculum,
+    *,
+    informed_only: bool,
 ) -> Tensor:
     """Sorted visual tokens to keep: objects and some background at first, then any, then all."""
     kind = rng.random()
-    if not plan.drops_tokens or (kind >= 0.8 and not informed_only):
+    if not curriculum.drops_tokens or (kind >= 0.8 and not informed_only):
         return torch.arange(NUM_PATCHES).expand(len(shown), -1)
     if informed_only:
         informed, count = True, int(rng.uniform(70, 110))

@@ -1,6 +1,6 @@
-"""How far one comes without the picture: the best constant answer to each pattern of question.
+"""The question-only baseline: the best constant answer to each pattern of question.
 
-Learned from scenes of the training split alone; no picture is rendered.
+Learned from scenes of the training split alone; no image is rendered.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from statistics import fmean
 from allrounder.demo.held_out import pick_scene
 from allrounder.demo.mentions import ATTRIBUTES, SINGULAR
 from allrounder.demo.questions import Question, ask_questions, score_answer
-from allrounder.demo.scenes import Split
+from allrounder.demo.scenes import SceneSplit
 
 NUM_SCENES = 10_000
 # So many training questions must share a pattern, or their best answer is chance.
@@ -79,7 +79,7 @@ def learn_question_only(
         question
         for index in range(num_scenes)
         for question in ask_questions(
-            pick_scene(Split.TRAIN, seed, index, big_single=big_single)[0],
+            pick_scene(SceneSplit.TRAIN, seed, index, big_single=big_single)[0],
             Random(f"question-only-{seed}-{index}"),
             per_type=1,
         )

@@ -1,4 +1,4 @@
-"""The playground's example pictures and questions: `python -m research.demo_model.showcase FOLDER`.
+"""The playground's example images and questions: `python -m research.demo_model.showcase FOLDER`.
 
 Scenes of the held-out split, under a seed that no figure was measured with.
 """

@@ -19,7 +19,7 @@ from allrounder.demo.scenes import (
     IMAGE_SIZE,
     NUM_PATCHES,
     PATCH_SIZE,
-    Split,
+    SceneSplit,
     draw_scene,
     scene_rng,
 )
@@ -157,7 +157,7 @@ def _corpus(seed: int, num_scenes: int) -> Iterator[str]:
 
 def _scene_texts(seed: int, num_scenes: int) -> Iterable[str]:
     for index in range(num_scenes):
-        scene = draw_scene(scene_rng(Split.TRAIN, seed, index))
+        scene = draw_scene(scene_rng(SceneSplit.TRAIN, seed, index))
         for question in ask_questions(scene, Random(index)):
             prompt = QUESTION.format(question=question.text)
             yield from (f"USER: {prompt} {answer}" for answer in question.answers)

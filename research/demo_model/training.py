@@ -18,13 +18,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from allrounder.demo.held_out import Score, draw_exams, score
-from allrounder.demo.scene_pool import Pool, load_pool
+from allrounder.demo.held_out import draw_exams
+from allrounder.demo.scene_pool import ScenePool, load_pool
 from allrounder.demo.scenes import NUM_PATCHES, object_marks
+from allrounder.measure.statistics import Estimate
 from research.demo_model.decoder import PackedDecoder
 from research.demo_model.decoder_training import DecoderOptions, DecoderTraining, answers_correct
-from research.demo_model.evaluate import MAX_NEW_TOKENS, WEIGHTS
-from research.demo_model.lessons import Plan
+from research.demo_model.evaluate import MAX_NEW_TOKENS, WEIGHTS, accuracy_by_type
+from research.demo_model.lessons import Curriculum
 from research.demo_model.lvlm import build_model, encode_images, to_pixels
 from research.demo_model.packing import pack
 from research.demo_model.tokens import IMAGE, build_processor, tokenise, train_tokenizer, word_ids
@@ -52,7 +53,7 @@ class DemoTrainingOptions:
     export_from: float = 0.7
     vision: VisionOptions = field(default_factory=VisionOptions)
     decoder: DecoderOptions = field(default_factory=DecoderOptions)
-    plan: Plan = field(default_factory=Plan)
+    curriculum: Curriculum = field(default_factory=Curriculum)
 
 
 def continued(start: Path) -> DemoTrainingOptions:
@@ -60,7 +61,7 @@ def continued(start: Path) -> DemoTrainingOptions:
     return DemoTrainingOptions(
         start=start,
         decoder=DecoderOptions(num_steps=1200, muon_lr=0.008, adam_lr=1e-3),
-        plan=Plan.continued(max_blocks=8),
+        curriculum=Curriculum.continued(max_blocks=8),
     )
 
 
@@ -76,7 +77,7 @@ def refined(start: Path) -> DemoTrainingOptions:
             tally_weight=0.5,
             seed=2,
         ),
-        plan=Plan.continued(
+        curriculum=Curriculum.continued(
             max_blocks=8, drill_until=0, grounded_until=1.0, yes_no_relations=1, per_number_type=4
         ),
     )
@@ -97,10 +98,10 @@ def ablated(options: DemoTrainingOptions, parts: Iterable[Part]) -> DemoTraining
         Part.LAYER_DROP: {"max_layer_drop": 0.0},
         Part.GROUNDING: {"grounded_until": 0.0},
     }
-    plan = options.plan
+    curriculum = options.curriculum
     for part in parts:
-        plan = replace(plan, **changes[part])
-    return replace(options, plan=plan)
+        curriculum = replace(curriculum, **changes[part])
+    return replace(options, curriculum=curriculum)
 
 
 def train(options: DemoTrainingOptions) -> None:
@@ -121,13 +122,15 @@ def train(options: DemoTrainingOptions) -> None:
     decoder_options = replace(
         options.decoder, seed=options.decoder.seed + options.seed, scene_seed=options.seed
     )
-    training = DecoderTraining(model, tokenizer, pool, options.work, decoder_options, options.plan)
+    training = DecoderTraining(
+        model, tokenizer, pool, options.work, decoder_options, options.curriculum
+    )
 
     def evaluate(decoder: PackedDecoder, step: int) -> None:
         scores = evaluate_packed(model, tokenizer, decoder, options.evaluation_scenes)
-        report = " ".join(f"{s.name} {s.accuracy:.3f}" for s in scores)
-        logger.info("step %d, held-out (n=%d): %s", step, scores[0].num_questions, report)
-        if step == decoder_options.num_steps or scores[0].accuracy >= options.export_from:
+        report = " ".join(f"{name} {each.value:.3f}" for name, each in scores.items())
+        logger.info("step %d, held-out (n=%d): %s", step, scores["overall"].n, report)
+        if step == decoder_options.num_steps or scores["overall"].value >= options.export_from:
             export(model, tokenizer, options.output)
 
     training.run(evaluate)
@@ -135,7 +138,7 @@ def train(options: DemoTrainingOptions) -> None:
 
 
 def _begin(
-    options: DemoTrainingOptions, tokenizer: PreTrainedTokenizerFast, pool: Pool
+    options: DemoTrainingOptions, tokenizer: PreTrainedTokenizerFast, pool: ScenePool
 ) -> LlavaForConditionalGeneration:
     """What the decoder's training starts from."""
     if options.start is not None:
@@ -170,10 +173,10 @@ def evaluate_packed(
     tokenizer: PreTrainedTokenizerFast,
     decoder: PackedDecoder,
     num_scenes: int,
-) -> list[Score]:
+) -> dict[str, Estimate]:
     """Held-out accuracy with all visual tokens and layers, by exact match of the first answer."""
     exams = draw_exams(num_scenes)
-    questions, pictures, right = [], [], []
+    questions, images, right = [], [], []
     for start in range(0, num_scenes, EVALUATION_ROWS):
         batch = exams[start : start + EVALUATION_ROWS]
         packed = pack(
@@ -187,9 +190,9 @@ def evaluate_packed(
         rows = torch.zeros(len(packed.questions), dtype=torch.long)
         rows[packed.target_question] = packed.target_at[0]
         questions += [item.question for item in packed.questions]
-        pictures += [start + row for row in rows.tolist()]
+        images += [start + row for row in rows.tolist()]
         right += correct.tolist()
-    return score(questions, pictures, right)
+    return accuracy_by_type(questions, images, right)
 
 
 def export(

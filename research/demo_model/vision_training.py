@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
-from allrounder.demo.scene_pool import PatchLabels, Pool
+from allrounder.demo.scene_pool import PatchLabels, ScenePool
 from allrounder.demo.scenes import COLOURS, GRID, NUM_PATCHES, SHAPES, SIZES
 from allrounder.training.muon import BatchedMuon
 from research.demo_model.checkpoint import load_checkpoint, save_checkpoint
@@ -67,7 +67,7 @@ class PatchLosses:
 
 
 def train_vision(
-    model: LlavaForConditionalGeneration, pool: Pool, folder: Path, options: VisionOptions
+    model: LlavaForConditionalGeneration, pool: ScenePool, folder: Path, options: VisionOptions
 ) -> WordBook:
     """Train tower and projector in place and return the word vectors they were aligned with."""
     book = WordBook()
@@ -128,7 +128,10 @@ def _update(
 
 
 def _losses(
-    model: LlavaForConditionalGeneration, book: WordBook, pool: Pool, indexes: NDArray[np.int64]
+    model: LlavaForConditionalGeneration,
+    book: WordBook,
+    pool: ScenePool,
+    indexes: NDArray[np.int64],
 ) -> PatchLosses:
     patches = encode_images(model, to_pixels(pool.images[indexes]))
     labels = pool.patch_labels(indexes)
@@ -195,7 +198,7 @@ def _summary(losses: PatchLosses) -> dict[str, str]:
 
 @torch.no_grad()
 def _validate(
-    model: LlavaForConditionalGeneration, book: WordBook, pool: Pool, step: int, start: int
+    model: LlavaForConditionalGeneration, book: WordBook, pool: ScenePool, step: int, start: int
 ) -> None:
     chunks = np.array_split(np.arange(start, len(pool.images)), 5)
     rows = [_losses(model, book, pool, chunk) for chunk in chunks if len(chunk)]

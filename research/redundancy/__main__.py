@@ -1,21 +1,35 @@
-"""`python -m research.redundancy`: what layers and tokens are worth to a frozen model."""
+"""`python -m research.redundancy`: accuracy of a frozen model less some layers or visual tokens."""
 
 from __future__ import annotations
 
 import json
 import logging
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import torch
 import typer
+from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from research.redundancy.measure import Questions
+from allrounder.errors import AllrounderError
+from allrounder.evaluation.benchmarks import BENCHMARKS
+from allrounder.measure.environment import is_installed
+from allrounder.measure.frozen import FrozenModel
+from allrounder.models.loading import load_adapter
+from allrounder.training.samples import load_images
+from research.redundancy.experiment import (
+    Questions,
+    choose,
+    measure,
+    questions_of,
+    split_questions,
+)
+from research.redundancy.plans import RedundancyOptions
+from research.redundancy.summary import DEMO_GOALS, summary_of, text_of
 
 # Questions at most on which layers are ranked and the best attention is found; none is measured.
 _NUM_CHOOSING = 64
-# The last picture to choose on may have more questions than are needed.
+# The last image to choose on may have more questions than are needed.
 _SPARE = 64
 
 
@@ -36,18 +50,8 @@ def redundancy(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Skip layers and drop tokens by several rules, as in Figure 2 of PAR."""
-    if output is not None and find_spec("matplotlib") is None:
+    if output is not None and not is_installed("matplotlib"):
         raise typer.BadParameter("the figure needs the extra plots: pip install allrounder[plots]")
-    import torch
-    from tqdm import tqdm
-
-    from allrounder.errors import AllrounderError
-    from allrounder.models.loading import load_adapter
-    from allrounder.training.frozen import FrozenModel
-    from research.redundancy.measure import choose, measure
-    from research.redundancy.settings import RedundancyOptions
-    from research.redundancy.summary import DEMO_GOALS, summary_of, text_of
-
     logging.basicConfig(level=logging.WARNING)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -73,15 +77,11 @@ def redundancy(
 def _questions(
     benchmark: str, data: str | None, samples: int, seed: int
 ) -> tuple[Questions, Questions]:
-    """Questions to choose on and questions to measure, no picture in both."""
-    from allrounder.evaluation.benchmarks import BENCHMARKS
-    from allrounder.training.samples import load_pictures
-    from research.redundancy.measure import Questions, questions_of, split_questions
-
+    """Questions to choose on and questions to measure, no image in both."""
     num_choosing = min(_NUM_CHOOSING, samples)
     wanted = samples + num_choosing + _SPARE
     if data is not None:
-        questions = Questions(pictures=load_pictures(data, num_samples=wanted, seed=seed))
+        questions = Questions(images=load_images(data, num_samples=wanted, seed=seed))
     elif benchmark in BENCHMARKS:
         questions = questions_of(BENCHMARKS[benchmark](None).items(limit=wanted, seed=seed))
     else:
@@ -93,7 +93,7 @@ def _questions(
         num_second=samples,
     )
     if not rest.num_questions:
-        raise typer.BadParameter("all questions are about one picture; more are needed")
+        raise typer.BadParameter("all questions are about one image; more are needed")
     return first, rest
 
 

@@ -1,4 +1,4 @@
-"""The curves as one picture with PAR's panels. Needs the extra `plots`."""
+"""The curves in PAR's panels. Needs the extra `plots`."""
 
 from __future__ import annotations
 
@@ -6,65 +6,74 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from allrounder.measure.plots import Panel, Point, draw_curves
 
 
 def plot_redundancy(summary: dict[str, Any], path: Path) -> None:
     """PNG; the same summary gives the same bytes."""
-    figure = Figure(figsize=(13, 9), layout="constrained")
-    (similarity, layers), (tokens, mixed) = figure.subplots(2, 2)
-    names = list(dict.fromkeys(cell["tokens"] for cell in summary["similarity"]))
-    for column, label in (("all_rows", "all rows"), ("last_row", "last row of the prompt")):
-        _similarity(similarity, _of(summary["similarity"], "tokens", names[0]), column, label)
-    similarity.set_title("(a) input and output of each layer")
-    _curves(layers, summary["layers"], "layers skipped")
-    layers.set_title("(a) layers skipped")
-    _curves(tokens, summary["tokens"], "visual tokens kept, %", scale=100)
-    tokens.set_title("(b) which tokens are kept")
-    for name in names:
-        _similarity(mixed, _of(summary["similarity"], "tokens", name), "all_rows", name)
+    cells = summary["similarity"]
+    names = list(dict.fromkeys(cell["tokens"] for cell in cells))
     half = len(summary["influence"]) // 2
-    mixed.set_xlim(left=half - 0.5)
-    shown = [cell["all_rows"] for cell in summary["similarity"] if cell["layer"] >= half]
-    mixed.set_ylim(min(shown) - 0.005, max(shown) + 0.005)
-    mixed.set_title("(c) the last half of the layers, by tokens kept")
-    for axes in (similarity, layers, tokens, mixed):
-        axes.legend(fontsize="small")
-    # Matplotlib would write its version into the file.
-    figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
+    shown = [cell["all_rows"] for cell in cells if cell["layer"] >= half]
+    panels = [
+        _similarity(
+            "(a) input and output of each layer",
+            {
+                label: _points(_of(cells, "tokens", names[0]), "layer", column)
+                for column, label in (
+                    ("all_rows", "all rows"),
+                    ("last_row", "last row of the prompt"),
+                )
+            },
+        ),
+        _curves("(a) layers skipped", summary["layers"], "layers skipped"),
+        _curves("(b) which tokens are kept", summary["tokens"], "visual tokens kept, %", scale=100),
+        _similarity(
+            "(c) the last half of the layers, by tokens kept",
+            {name: _points(_of(cells, "tokens", name), "layer", "all_rows") for name in names},
+            left=half - 0.5,
+            span=(min(shown) - 0.005, max(shown) + 0.005),
+        ),
+    ]
+    path.write_bytes(draw_curves(panels, size=(13, 9), suffix=".png", columns=2))
 
 
 def _of(cells: Sequence[dict[str, Any]], key: str, value: str) -> list[dict[str, Any]]:
     return [cell for cell in cells if cell[key] == value]
 
 
-def _similarity(axes: Axes, cells: Sequence[dict[str, Any]], column: str, label: str) -> None:
-    axes.errorbar(
-        [cell["layer"] for cell in cells],
-        [cell[column] for cell in cells],
-        yerr=[cell[f"{column}_stderr"] for cell in cells],
-        marker="o",
-        markersize=3,
-        label=label,
+def _points(
+    cells: Sequence[dict[str, Any]], x: str, y: str, *, x_scale: float = 1, y_scale: float = 1
+) -> list[Point]:
+    return [(x_scale * cell[x], y_scale * cell[y], y_scale * cell[f"{y}_stderr"]) for cell in cells]
+
+
+def _similarity(
+    title: str,
+    curves: dict[str, list[Point]],
+    *,
+    left: float | None = None,
+    span: tuple[float, float] | None = None,
+) -> Panel:
+    return Panel(
+        title=title,
+        xlabel="layer",
+        ylabel="cosine similarity",
+        curves=curves,
+        left=left,
+        span=span,
     )
-    axes.set_xlabel("layer")
-    axes.set_ylabel("cosine similarity")
 
 
-def _curves(axes: Axes, cells: Sequence[dict[str, Any]], amount: str, *, scale: int = 1) -> None:
+def _curves(title: str, cells: Sequence[dict[str, Any]], amount: str, *, scale: float = 1) -> Panel:
     """Accuracy, or agreement with the dense answer where the answers are not known."""
     column = "agreement" if any(cell["accuracy"] is None for cell in cells) else "accuracy"
-    for rule in dict.fromkeys(cell["rule"] for cell in cells):
-        points = sorted(_of(cells, "rule", rule), key=lambda cell: float(cell["amount"]))
-        axes.errorbar(
-            [scale * cell["amount"] for cell in points],
-            [100 * cell[column] for cell in points],
-            yerr=[100 * cell[f"{column}_stderr"] for cell in points],
-            marker="o",
-            markersize=4,
-            capsize=2,
-            label=rule,
-        )
-    axes.set_xlabel(amount)
-    axes.set_ylabel("accuracy, %" if column == "accuracy" else "same as dense, %")
+    return Panel(
+        title=title,
+        xlabel=amount,
+        ylabel="accuracy, %" if column == "accuracy" else "same as dense, %",
+        curves={
+            rule: _points(_of(cells, "rule", rule), "amount", column, x_scale=scale, y_scale=100)
+            for rule in dict.fromkeys(cell["rule"] for cell in cells)
+        },
+    )

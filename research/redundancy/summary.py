@@ -1,4 +1,4 @@
-"""What was measured as JSON and Markdown, with standard errors by picture, beside the goals."""
+"""What was measured as JSON and Markdown, with standard errors by image, beside the goals."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from allrounder.evaluation.statistics import standard_error
-from research.redundancy.measure import Outcome, Redundancy
-from research.redundancy.settings import LEAST_INFLUENCE, RANDOM, Setting
+from allrounder.measure.statistics import clustered_mean
+from research.redundancy.experiment import PlanOutcome, Redundancy
+from research.redundancy.plans import LEAST_INFLUENCE, RANDOM, CurvePoint
 
 
 @dataclass(frozen=True, kw_only=True)
-class Goal:
+class CostGoal:
     """What a point of a curve should cost beside the dense model, in points of accuracy."""
 
     claim: str
-    setting: Setting
+    point: CurvePoint
     below: float = math.inf
     above: float = -math.inf
 
@@ -25,15 +25,15 @@ class Goal:
         return self.above < points < self.below
 
 
-def _skipping(count: int, **bounds: float) -> Goal:
-    setting = Setting(curve="layers", rule=LEAST_INFLUENCE, amount=count)
-    return Goal(claim=f"skipping the {count} least influential layers", setting=setting, **bounds)
+def _skipping(count: int, **bounds: float) -> CostGoal:
+    point = CurvePoint(curve="layers", rule=LEAST_INFLUENCE, amount=count)
+    return CostGoal(claim=f"skipping the {count} least influential layers", point=point, **bounds)
 
 
-def _keeping(share: float, **bounds: float) -> Goal:
-    setting = Setting(curve="tokens", rule=RANDOM, amount=share)
-    return Goal(
-        claim=f"keeping a random {100 * share:g} % of the tokens", setting=setting, **bounds
+def _keeping(share: float, **bounds: float) -> CostGoal:
+    point = CurvePoint(curve="tokens", rule=RANDOM, amount=share)
+    return CostGoal(
+        claim=f"keeping a random {100 * share:g} % of the tokens", point=point, **bounds
     )
 
 
@@ -46,22 +46,22 @@ DEMO_GOALS = (
 """The embedded model shall be redundant as large models are: a little is free, a lot is not."""
 
 
-def summary_of(found: Redundancy, goals: Sequence[Goal] = ()) -> dict[str, Any]:
+def summary_of(found: Redundancy, goals: Sequence[CostGoal] = ()) -> dict[str, Any]:
     """All curves; similarities, accuracies and agreements from 0 to 1, costs in points.
 
     Accuracies and costs are None where the answers are not known, and so are no verdicts given.
     """
     curves: dict[str, list[dict[str, Any]]] = {"layers": [], "tokens": []}
-    for setting, outcomes in [*_dense_points(found), *found.outcomes.items()]:
-        curves[setting.curve].append(_cell(setting, outcomes, found))
+    for point, outcomes in [*_dense_points(found), *found.outcomes.items()]:
+        curves[point.curve].append(_cell(point, outcomes, found))
     for cells in curves.values():
         cells.sort(key=lambda cell: str(cell["rule"]))
-    look = found.choosing.look
+    target = found.choosing.target
     return {
         "n": len(found.dense),
         "influence": list(found.choosing.influence),
         "skip_order": found.choosing.by_influence,
-        "best_look": {"layer": look.layer_idx, "rows": look.rows},
+        "best_look": {"layer": target.layer_idx, "rows": target.rows},
         "similarity": _similarities(found),
         **curves,
         "verdicts": [verdict for goal in goals for verdict in _verdict(goal, found)],
@@ -72,7 +72,7 @@ def text_of(summary: dict[str, Any]) -> str:
     """Markdown tables, then one line a verdict."""
     look = summary["best_look"]
     parts = [
-        f"{summary['n']} questions; ± is one standard error, questions of a picture as one draw.",
+        f"{summary['n']} questions; ± is one standard error, questions of an image as one draw.",
         _similarity_table(summary["similarity"]),
         _curve_table(summary["layers"], "layers skipped", "{:g}"),
         _curve_table(summary["tokens"], "tokens kept", "{:.0%}"),
@@ -82,19 +82,19 @@ def text_of(summary: dict[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _dense_points(found: Redundancy) -> list[tuple[Setting, list[Outcome]]]:
-    rules = dict.fromkeys((setting.curve, setting.rule) for setting in found.outcomes)
+def _dense_points(found: Redundancy) -> list[tuple[CurvePoint, list[PlanOutcome]]]:
+    rules = dict.fromkeys((point.curve, point.rule) for point in found.outcomes)
     return [
-        (Setting(curve=curve, rule=rule, amount=float(curve == "tokens")), found.dense)
+        (CurvePoint(curve=curve, rule=rule, amount=float(curve == "tokens")), found.dense)
         for curve, rule in rules
     ]
 
 
-def _cell(setting: Setting, outcomes: Sequence[Outcome], found: Redundancy) -> dict[str, Any]:
+def _cell(point: CurvePoint, outcomes: Sequence[PlanOutcome], found: Redundancy) -> dict[str, Any]:
     grades = [outcome.grade for outcome in outcomes if outcome.grade is not None]
     return {
-        "rule": setting.rule,
-        "amount": setting.amount,
+        "rule": point.rule,
+        "amount": point.amount,
         "n": len(outcomes),
         **_figure("accuracy", grades, found),
         **_figure("cost_points", _costs(outcomes, found), found),
@@ -106,12 +106,12 @@ def _cell(setting: Setting, outcomes: Sequence[Outcome], found: Redundancy) -> d
 def _figure(name: str, values: Sequence[float], found: Redundancy) -> dict[str, float | None]:
     if not values:
         return {name: None, f"{name}_stderr": None}
-    mean = sum(values) / len(values)
-    return {name: mean, f"{name}_stderr": standard_error(values, found.clusters)}
+    estimate = clustered_mean(values, found.clusters)
+    return {name: estimate.value, f"{name}_stderr": estimate.stderr}
 
 
-def _costs(outcomes: Sequence[Outcome], found: Redundancy) -> list[float]:
-    """Of each question, so that the dense model's own luck cancels."""
+def _costs(outcomes: Sequence[PlanOutcome], found: Redundancy) -> list[float]:
+    """Paired by question, so that the dense model's own errors cancel."""
     return [
         100 * (dense.grade - outcome.grade)
         for dense, outcome in zip(found.dense, outcomes, strict=True)
@@ -132,9 +132,9 @@ def _similarities(found: Redundancy) -> list[dict[str, Any]]:
     ]
 
 
-def _verdict(goal: Goal, found: Redundancy) -> list[dict[str, Any]]:
+def _verdict(goal: CostGoal, found: Redundancy) -> list[dict[str, Any]]:
     """One, or none where the point was not measured or not graded."""
-    outcomes = found.outcomes.get(goal.setting)
+    outcomes = found.outcomes.get(goal.point)
     costs = _costs(outcomes, found) if outcomes else []
     if not costs:
         return []

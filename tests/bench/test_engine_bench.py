@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from allrounder.bench.sides import LibrarySide, OurSide, encode_all
+from allrounder.bench.sides import EngineSide, LibrarySide, encode_all
 from allrounder.bench.workload import (
     DENSE,
     Workload,
@@ -17,12 +17,13 @@ from allrounder.bench.workload import (
     mixed_counts,
     scaled,
 )
-from allrounder.core import ModelGeometry, Plan, PromptShape, Selection
+from allrounder.core import Plan, PromptShape, Selection
 from allrounder.core.budget import Counts
 from allrounder.cost import cost_of
 from allrounder.models.loading import load_adapter
 from allrounder.models.transformers import TransformersAdapter
 from allrounder_service.cli.main import cli
+from tests.cases import LLAVA_1_5_7B
 
 PLANS = ("16x7", "7x6")
 NAMES = [
@@ -49,16 +50,6 @@ NAMES = [
     "router/64/flops",
     "router/64/time",
 ]
-LLAVA = ModelGeometry(
-    num_layers=32,
-    width=4096,
-    num_heads=32,
-    num_kv_heads=32,
-    head_dim=128,
-    mlp_width=11008,
-    vocab_size=32064,
-    max_positions=4096,
-)
 LLAVA_PROMPT = PromptShape(num_text=64, visual_per_image=(576,), num_question=56)
 
 
@@ -125,8 +116,8 @@ def test_a_prefill_row_is_compared_with_the_reduction_of_its_flops(
 
 
 def test_both_sides_generate_the_same_tokens(tiny: TransformersAdapter, workload: Workload) -> None:
-    features = encode_all(tiny, workload.pictures)
-    ours = OurSide(tiny, features).answer(workload.requests([DENSE], picture_of=[0], max_tokens=6))
+    features = encode_all(tiny, workload.images)
+    ours = EngineSide(tiny, features).answer(workload.requests([DENSE], image_of=[0], max_tokens=6))
     stream = tiny.text_stream()
     (theirs,) = LibrarySide(tiny, features, workload).token_ids(1, 6)
     assert len(theirs) == 6
@@ -145,7 +136,7 @@ def test_mixed_plans_are_eight_different_ones() -> None:
 
 @pytest.mark.parametrize("share", [0.5, 0.35, 0.25, 0.2])
 def test_counts_within_a_share_are_the_most_tokens_that_fit(share: float) -> None:
-    counts = counts_within(LLAVA, LLAVA_PROMPT, share)
+    counts = counts_within(LLAVA_1_5_7B, LLAVA_PROMPT, share)
     assert counts is not None
     assert counts.layers == 28
 
@@ -156,7 +147,7 @@ def test_counts_within_a_share_are_the_most_tokens_that_fit(share: float) -> Non
             runs=(True,) * 28 + (False,) * 4,
             selections=(Selection(layer_idx=0, count=tokens),),
         )
-        return cost_of(LLAVA, LLAVA_PROMPT, plan).prefill_ratio
+        return cost_of(LLAVA_1_5_7B, LLAVA_PROMPT, plan).prefill_ratio
 
     assert counts.tokens is not None
     assert spent(counts.tokens) <= share < spent(counts.tokens + 1)
@@ -164,4 +155,4 @@ def test_counts_within_a_share_are_the_most_tokens_that_fit(share: float) -> Non
 
 def test_a_share_that_the_text_alone_exceeds_has_no_counts() -> None:
     shape = PromptShape(num_text=500, visual_per_image=(576,), num_question=490)
-    assert counts_within(LLAVA, shape, 0.1) is None
+    assert counts_within(LLAVA_1_5_7B, shape, 0.1) is None

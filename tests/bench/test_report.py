@@ -1,4 +1,4 @@
-"""Rows as JSON, as a table and as a picture."""
+"""Rows as JSON, as a table and as an image."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from allrounder.bench.goals import MODEL, with_goals
-from allrounder.bench.load_plots import plot_rates, plot_ratios
-from allrounder.bench.rows import Goal, compared, counted, report, table_of
+from allrounder.bench.engine_rows import GOALS_MODEL, with_goals
+from allrounder.bench.rows import RatioGoal, compared, counted, plot_ratios, report, table_of
+from allrounder.bench.serve_rows import plot_rates
 from allrounder.measure.environment import commit, environment
 
 ROWS = [
-    replace(compared("speed", [2.0, 4.0, 6.0], [1.0, 1.0, 3.0], "x"), goal=Goal(ratio=1.5)),
+    replace(compared("speed", [2.0, 4.0, 6.0], [1.0, 1.0, 3.0], "x"), goal=RatioGoal(ratio=1.5)),
     counted("bytes", 50, "bytes", 200),
     counted("nothing", math.nan, "ms"),
 ]
@@ -52,16 +52,16 @@ def test_the_table_says_what_it_ran_on_and_has_a_line_a_row() -> None:
 
 
 def test_a_goal_is_a_least_or_a_most_and_belongs_to_one_model() -> None:
-    least, most = Goal(ratio=2.0), Goal(ratio=0.4, at_most=True)
+    least, most = RatioGoal(ratio=2.0), RatioGoal(ratio=0.4, at_most=True)
     assert [least.is_met(ratio) for ratio in (1.9, 2.0)] == [False, True]
     assert [most.is_met(ratio) for ratio in (0.4, 0.5)] == [True, False]
     row = counted("kv-bytes/144x28", 50, "bytes", 100)
-    assert with_goals([row], MODEL)[0].verdict == "<= 0.4 missed"
+    assert with_goals([row], GOALS_MODEL)[0].verdict == "<= 0.4 missed"
     assert with_goals([row], "demo") == [row]
 
 
 @pytest.mark.timeout(30)
-def test_plots_are_picture_files(tmp_path: Path) -> None:
+def test_plots_are_image_files(tmp_path: Path) -> None:
     rates = [counted(f"us/rate-{rate}/ttft-p50", 10.0 * rate, "ms") for rate in (1, 2)]
     plot_ratios(ROWS, tmp_path / "ratios.png")
     plot_rates(rates, tmp_path / "rates.png")

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from allrounder.bench.arrivals import draw_asks, poisson_arrivals
-from allrounder.bench.exchange import End, Exchange
-from allrounder.bench.load import Load
+from allrounder.bench.exchange import End, TimedExchange
+from allrounder.bench.load import Load, draw_requests, poisson_arrivals
 from allrounder.bench.own_server import own_server
 from allrounder.bench.serve_rows import Slo, beside_peer, closed_rows, goodput, open_rows
 from allrounder.bench.targets import OpenAiApi, OwnApi
@@ -154,14 +153,14 @@ def test_arrivals_are_poisson_repeatable_and_within_the_time() -> None:
     assert deviation == pytest.approx(mean, rel=0.1)
 
 
-def test_asks_draw_from_every_budget_and_picture() -> None:
-    asks = draw_asks(300, budgets=(1.0, 0.5), num_pictures=3, seed=0)
-    assert {ask.picture for ask in asks} == {0, 1, 2}
-    assert sum(ask.budget == 1 for ask in asks) == pytest.approx(150, abs=40)
+def test_asks_draw_from_every_budget_and_image() -> None:
+    requests = draw_requests(300, budgets=(1.0, 0.5), num_images=3, seed=0)
+    assert {request.image for request in requests} == {0, 1, 2}
+    assert sum(request.budget == 1 for request in requests) == pytest.approx(150, abs=40)
 
 
-def done(ttft: float, e2e: float, *, budget: float = 1.0, tokens: int = 3) -> Exchange:
-    return Exchange(
+def done(ttft: float, e2e: float, *, budget: float = 1.0, tokens: int = 3) -> TimedExchange:
+    return TimedExchange(
         budget=budget,
         end=End.OK,
         due=0.0,
@@ -173,7 +172,7 @@ def done(ttft: float, e2e: float, *, budget: float = 1.0, tokens: int = 3) -> Ex
     )
 
 
-LOST = Exchange(budget=1.0, end=End.REJECTED, due=0.0, ended=0.01)
+LOST = TimedExchange(budget=1.0, end=End.REJECTED, due=0.0, ended=0.01)
 LOAD = Load(exchanges=(done(0.1, 0.5), done(0.2, 0.6), done(0.3, 1.5), LOST), seconds=2.0)
 
 

@@ -137,7 +137,7 @@ def test_a_queue_elsewhere_is_named_without_its_password(tmp_path: Path) -> None
 def test_a_queue_that_is_away_fails_and_none_at_all_is_a_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("allrounder_service.jobs.diagnosis.PATIENCE_SECONDS", 2)
+    monkeypatch.setattr("allrounder_service.jobs.server.SETTLE_SECONDS", 2)
     away = queue_row(Settings(redis_url=SecretStr("redis://u:secret@127.0.0.1:1/0")))
     assert (away.status, "cannot be reached" in away.detail) == ("failed", True)
     assert "redis://127.0.0.1:1/0" in away.detail

@@ -1,4 +1,4 @@
-"""What a step teaches, with or without a part of the recipe: the same pictures and questions."""
+"""What a step teaches, with or without a part of the recipe: the same images and questions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from allrounder.demo.scene_pool import Pool, load_pool
+from allrounder.demo.scene_pool import ScenePool, load_pool
 from allrounder.demo.scenes import NUM_PATCHES
 from research.demo_model.lessons import Lesson, draw_lesson
 from research.demo_model.tokens import train_tokenizer
@@ -17,21 +17,21 @@ STEPS = range(12)
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+def pool(tmp_path_factory: pytest.TempPathFactory) -> ScenePool:
     return load_pool(tmp_path_factory.mktemp("pool"), num_scenes=12, seed=0, workers=1)
 
 
 @pytest.fixture(scope="module")
-def lessons(pool: Pool):
+def lessons(pool: ScenePool):
     tokenizer = train_tokenizer(0, num_scenes=60)
 
     def draw(*parts: Part) -> list[Lesson]:
-        plan = ablated(DemoTrainingOptions(output=Path(), work=Path()), parts).plan
+        curriculum = ablated(DemoTrainingOptions(output=Path(), work=Path()), parts).curriculum
         return [
             draw_lesson(
                 pool,
                 tokenizer,
-                plan,
+                curriculum,
                 seed=0,
                 step=step,
                 progress=0.9,
@@ -61,5 +61,5 @@ def test_a_part_that_is_left_out_changes_nothing_else(lessons) -> None:
 
 def test_the_cue_of_grounding_can_be_left_out() -> None:
     options = DemoTrainingOptions(output=Path(), work=Path())
-    assert options.plan.grounded_until > 0
-    assert ablated(options, [Part.GROUNDING]).plan.grounded_until == 0
+    assert options.curriculum.grounded_until > 0
+    assert ablated(options, [Part.GROUNDING]).curriculum.grounded_until == 0

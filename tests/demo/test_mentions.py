@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allrounder.demo.ask_descriptions import NEIGHBOUR, OBJECT, PICTURE, ask_describe
+from allrounder.demo.ask_descriptions import IMAGE, NEIGHBOUR, OBJECT, ask_describe
 from allrounder.demo.facts import place_answers, place_name, place_phrase
 from allrounder.demo.mentions import named_right, read_mentions
 from allrounder.demo.questions import Question, ask_questions, is_correct, score_answer
-from allrounder.demo.scenes import COLOURS, SHAPES, SIZES, Split, draw_scene, scene_rng
+from allrounder.demo.scenes import COLOURS, SHAPES, SIZES, SceneSplit, draw_scene, scene_rng
 from allrounder.demo.wording import Mention, with_article
 
 RED = Mention(size="small", colour="red", shape="circle")
@@ -120,7 +120,7 @@ def test_any_text_can_be_graded(text: str) -> None:
 
 @given(index=st.integers(0, 5000))
 def test_every_accepted_answer_is_worth_all_of_its_question(index: int) -> None:
-    scene = draw_scene(scene_rng(Split.TEST, 11, index))
+    scene = draw_scene(scene_rng(SceneSplit.TEST, 11, index))
     for question in ask_questions(scene, Random(index)):
         assert bool(question.described) == (question.type == "describe")
         for answer in question.answers:
@@ -130,7 +130,8 @@ def test_every_accepted_answer_is_worth_all_of_its_question(index: int) -> None:
 @given(index=st.integers(0, 5000), other=st.integers(0, 5000))
 def test_what_matches_exactly_is_worth_all(index: int, other: int) -> None:
     mine, theirs = (
-        ask_questions(draw_scene(scene_rng(Split.TEST, 11, i)), Random(i)) for i in (index, other)
+        ask_questions(draw_scene(scene_rng(SceneSplit.TEST, 11, i)), Random(i))
+        for i in (index, other)
     )
     for question in mine:
         for answer in (answer for q in theirs for answer in q.answers):
@@ -144,10 +145,12 @@ def test_every_wording_of_a_description_asks_for_something() -> None:
     questions = [
         question
         for index in range(400)
-        for question in [ask_describe(draw_scene(scene_rng(Split.TEST, 12, index)), Random(index))]
+        for question in [
+            ask_describe(draw_scene(scene_rng(SceneSplit.TEST, 12, index)), Random(index))
+        ]
         if question is not None
     ]
-    stems = [template.partition("{")[0] for template in (*OBJECT, *NEIGHBOUR, *PICTURE)]
+    stems = [template.partition("{")[0] for template in (*OBJECT, *NEIGHBOUR, *IMAGE)]
     for stem in stems:
         assert any(question.text.lower().startswith(stem) for question in questions), stem
     for question in questions:

@@ -1,4 +1,4 @@
-"""What can be answered without the picture is learned from training scenes and graded alike."""
+"""What can be answered without the image is learned from training scenes and graded alike."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from allrounder.demo import held_out
-from allrounder.demo.held_out import Score, draw_exams, draw_questions
+from allrounder.demo.held_out import draw_exams, draw_questions
 from allrounder.demo.questions import TYPES, Question
 from allrounder.demo.scene_pool import pool_scene
-from allrounder.demo.scenes import Scene, Split
+from allrounder.demo.scenes import Scene, SceneSplit
 from allrounder.demo.wording import Mention
-from research.demo_model.evaluate import Row, format_rows, rows_of
+from allrounder.measure.statistics import Estimate
+from research.demo_model.evaluate import ScoreRow, format_rows, rows_of
 from research.demo_model.question_only import MIN_SUPPORT, QuestionOnly, learn_question_only
 
 
@@ -77,28 +78,28 @@ def test_a_description_is_chosen_by_the_attributes_it_gets_right() -> None:
     blind = QuestionOnly(questions * MIN_SUPPORT)
     assert blind.answer(questions[1]) == "a small red circle"
     (overall, *_) = rows_of(questions, range(4), [blind.answer(q) for q in questions], blind)
-    assert overall.score.accuracy == overall.question_only == pytest.approx((1 + 1 + 4 / 3) / 4)
+    assert overall.accuracy.value == overall.question_only == pytest.approx((1 + 1 + 4 / 3) / 4)
 
 
 def test_it_learns_from_the_training_split_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Split] = []
+    seen: list[SceneSplit] = []
 
-    def watched(split: Split, seed: int, index: int) -> tuple[Scene, np.random.Generator]:
+    def watched(split: SceneSplit, seed: int, index: int) -> tuple[Scene, np.random.Generator]:
         seen.append(split)
         return pool_scene(split, seed, index)
 
     monkeypatch.setattr(held_out, "pool_scene", watched)
     learn_question_only(num_scenes=3)
-    assert seen == [Split.TRAIN] * 3
+    assert seen == [SceneSplit.TRAIN] * 3
 
 
 def test_it_answers_every_type_and_beats_no_fair_coin_by_far(blind: QuestionOnly) -> None:
     exams = draw_exams(40, seed=5)
     questions = [question for exam in exams for question in exam.questions]
-    pictures = [idx for idx, exam in enumerate(exams) for _ in exam.questions]
-    rows = rows_of(questions, pictures, [blind.answer(q) for q in questions], blind)
-    assert [row.score.name for row in rows] == ["overall", *TYPES, "describe (exact)"]
-    of_type = {row.score.name: row.question_only for row in rows}
+    images = [idx for idx, exam in enumerate(exams) for _ in exam.questions]
+    rows = rows_of(questions, images, [blind.answer(q) for q in questions], blind)
+    assert [row.name for row in rows] == ["overall", *TYPES, "describe (exact)"]
+    of_type = {row.name: row.question_only for row in rows}
     assert 0.3 < of_type["exist"] < 0.75
     assert 0 < of_type["describe (exact)"] + 0.01 < of_type["describe"] < 0.5
     assert all(row.margin == 0 for row in rows)
@@ -107,7 +108,7 @@ def test_it_answers_every_type_and_beats_no_fair_coin_by_far(blind: QuestionOnly
 def test_a_constant_answerer_gets_exactly_its_share(blind: QuestionOnly) -> None:
     questions = [ask("Is it?", answer, type_name="exist") for answer in ("yes", "no", "yes", "yes")]
     rows = rows_of(questions, range(4), ["yes"] * 4, blind)
-    assert [row.score.accuracy for row in rows] == [0.75, 0.75]
+    assert [row.accuracy.value for row in rows] == [0.75, 0.75]
 
 
 def test_exams_by_number_of_questions_begin_alike() -> None:
@@ -125,7 +126,8 @@ def test_exams_by_number_of_questions_begin_alike() -> None:
 def test_a_type_near_its_baseline_is_named_where_there_is_room(
     accuracy: float, question_only: float, near: bool
 ) -> None:
-    score = Score(name="count", accuracy=accuracy, standard_error=0.01, num_questions=9)
-    table = format_rows([Row(score=score, question_only=question_only)])
+    found = Estimate(value=accuracy, stderr=0.01, n=9)
+    row = ScoreRow(name="count", accuracy=found, question_only=question_only)
+    table = format_rows([row])
     assert table.endswith("all but count" if near else "every type")
     assert ("(!)" in table) is near

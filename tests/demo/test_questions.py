@@ -13,12 +13,12 @@ from allrounder.demo.scenes import (
     SHAPES,
     Scene,
     SceneObject,
-    Split,
+    SceneSplit,
     draw_scene,
     scene_rng,
 )
 
-SCENES = [draw_scene(scene_rng(Split.TEST, 2, index)) for index in range(120)]
+SCENES = [draw_scene(scene_rng(SceneSplit.TEST, 2, index)) for index in range(120)]
 ASKED = [(scene, ask_questions(scene, Random(i))) for i, scene in enumerate(SCENES)]
 WORDING = set(
     re.findall(
@@ -84,7 +84,7 @@ def test_colour_and_shape_answers_belong_to_the_one_object_meant() -> None:
         assert question.answers[0] == expected, question.text
 
 
-def test_where_names_the_third_of_the_picture() -> None:
+def test_where_names_the_third_of_the_image() -> None:
     for scene, question in questions_of("where"):
         item = scene.objects[question.objects[0]]
         words = question.answers[0].split()

@@ -21,7 +21,7 @@ from allrounder.demo.scenes import (
     SMALL_RATIOS,
     Scene,
     SceneObject,
-    Split,
+    SceneSplit,
     draw_scene,
     object_patches,
     owner_mask,
@@ -29,7 +29,7 @@ from allrounder.demo.scenes import (
     scene_rng,
 )
 
-SCENES = [draw_scene(scene_rng(Split.TEST, 0, index)) for index in range(150)]
+SCENES = [draw_scene(scene_rng(SceneSplit.TEST, 0, index)) for index in range(150)]
 
 
 def assert_apart(a: SceneObject, b: SceneObject) -> None:
@@ -62,7 +62,7 @@ def test_objects_do_not_overlap_and_lie_inside_the_image() -> None:
 @pytest.mark.parametrize("plain", [True, False])
 def test_the_background_is_plain_or_cluttered_as_asked(plain: bool) -> None:
     for index in range(20):
-        rng = scene_rng(Split.TEST, 1, index)
+        rng = scene_rng(SceneSplit.TEST, 1, index)
         scene = draw_scene(rng, num_objects=2, plain=plain)
         image = render(scene, rng)
         pixels = image[owner_mask(scene) < 0]
@@ -74,9 +74,9 @@ def test_the_background_is_plain_or_cluttered_as_asked(plain: bool) -> None:
 
 
 def test_the_same_stream_draws_the_same_scene_and_other_splits_draw_others() -> None:
-    first, again = (draw_scene(scene_rng(Split.TRAIN, 0, 7)) for _ in range(2))
+    first, again = (draw_scene(scene_rng(SceneSplit.TRAIN, 0, 7)) for _ in range(2))
     assert first == again
-    assert first != draw_scene(scene_rng(Split.HELD_OUT, 0, 7))
+    assert first != draw_scene(scene_rng(SceneSplit.HELD_OUT, 0, 7))
 
 
 def test_every_object_covers_the_patch_of_its_centre_and_no_far_patch() -> None:

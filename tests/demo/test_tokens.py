@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
 from allrounder.demo.questions import ask_questions
-from allrounder.demo.scenes import NUM_PATCHES, Split, draw_scene, render, scene_rng
+from allrounder.demo.scenes import NUM_PATCHES, SceneSplit, draw_scene, render, scene_rng
 from research.demo_model.lvlm import to_pixels
 from research.demo_model.tokens import (
     EOS,
@@ -24,8 +24,8 @@ from research.demo_model.tokens import (
     train_tokenizer,
 )
 
-SCENE = draw_scene(scene_rng(Split.TEST, 3, 0))
-PICTURE = render(SCENE, scene_rng(Split.TEST, 3, 1))
+SCENE = draw_scene(scene_rng(SceneSplit.TEST, 3, 0))
+PIXELS = render(SCENE, scene_rng(SceneSplit.TEST, 3, 1))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_training_ids_equal_the_ids_of_the_whole_rendered_conversation(
         chat = [{"role": "user", "content": parts}]
         prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
         whole = f"{prompt} {item.question.answers[0]}{EOS}"
-        inputs = processor(text=whole, images=Image.fromarray(PICTURE), return_tensors="pt")
+        inputs = processor(text=whole, images=Image.fromarray(PIXELS), return_tensors="pt")
         image = [tokenizer.convert_tokens_to_ids(IMAGE)] * NUM_PATCHES
         expected = [*prefix_ids(tokenizer), *image, *item.prompt, *item.answer]
         assert inputs["input_ids"][0].tolist() == expected
@@ -69,11 +69,11 @@ def test_noun_positions_spell_the_head_nouns(tokenizer: PreTrainedTokenizerFast)
 
 
 def test_training_pixels_equal_those_of_the_processor(processor: LlavaProcessor) -> None:
-    inputs = processor(text=IMAGE, images=Image.fromarray(PICTURE), return_tensors="pt")
-    assert torch.allclose(inputs["pixel_values"], to_pixels(PICTURE[None]), atol=1e-6)
+    inputs = processor(text=IMAGE, images=Image.fromarray(PIXELS), return_tensors="pt")
+    assert torch.allclose(inputs["pixel_values"], to_pixels(PIXELS[None]), atol=1e-6)
 
 
-def test_a_wide_picture_is_scaled_and_not_cropped(processor: LlavaProcessor) -> None:
+def test_a_wide_image_is_scaled_and_not_cropped(processor: LlavaProcessor) -> None:
     wide = np.zeros((100, 400, 3), np.uint8)
     wide[:, :40] = 255
     inputs = processor(text=IMAGE, images=Image.fromarray(wide), return_tensors="pt")

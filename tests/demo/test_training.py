@@ -12,7 +12,7 @@ import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from allrounder.demo.questions import ask_questions
-from allrounder.demo.scenes import NUM_PATCHES, Split, draw_scene, object_marks, scene_rng
+from allrounder.demo.scenes import NUM_PATCHES, SceneSplit, draw_scene, object_marks, scene_rng
 from allrounder.training.muon import orthogonalise
 from research.demo_model.checkpoint import load_checkpoint
 from research.demo_model.decoder import PackedDecoder
@@ -22,7 +22,7 @@ from research.demo_model.decoder_training import (
     StepResult,
     tally_loss,
 )
-from research.demo_model.lessons import Plan
+from research.demo_model.lessons import Curriculum
 from research.demo_model.lvlm import build_model
 from research.demo_model.packing import pack
 from research.demo_model.tokens import prefix_ids, tokenise, train_tokenizer
@@ -47,7 +47,7 @@ def tiny_options(folder: Path, num_steps: int) -> DemoTrainingOptions:
         evaluation_scenes=2,
         vision=VisionOptions(num_steps=1, batch_size=2, num_held_back=4),
         decoder=DecoderOptions(num_steps=num_steps, checkpoint_steps=1, evaluate_steps=100),
-        plan=Plan(batch_size=2, max_blocks=1),
+        curriculum=Curriculum(batch_size=2, max_blocks=1),
     )
 
 
@@ -55,7 +55,7 @@ def test_packed_questions_get_the_logits_that_transformers_gives_them_alone() ->
     tokenizer = train_tokenizer(0, num_scenes=60)
     torch.manual_seed(0)
     model = build_model(vocab_size=len(tokenizer), pad_id=0, bos_id=1, eos_id=2, image_id=3)
-    scene = draw_scene(scene_rng(Split.TEST, 4, 0))
+    scene = draw_scene(scene_rng(SceneSplit.TEST, 4, 0))
     questions = ask_questions(scene, Random(0), per_type=1)
     packed = pack([tokenise(tokenizer, questions)], [object_marks(scene)])
     prefix, visual = prefix_ids(tokenizer), torch.randn(1, NUM_PATCHES, 128) * 0.3
@@ -105,7 +105,11 @@ def test_a_training_goes_on_from_saved_weights_with_vision_and_words_as_they_are
 ) -> None:
     train(tiny_options(tmp_path / "first", 1))
     start = tmp_path / "first" / "weights"
-    train(replace(tiny_options(tmp_path / "second", 1), start=start, plan=Plan.continued()))
+    train(
+        replace(
+            tiny_options(tmp_path / "second", 1), start=start, curriculum=Curriculum.continued()
+        )
+    )
     before, after = (
         LlavaForConditionalGeneration.from_pretrained(folder).state_dict()
         for folder in (start, tmp_path / "second" / "weights")

@@ -22,17 +22,17 @@ def answerer() -> Answerer:
 
 
 def draw_red_circle(background: str) -> Image.Image:
-    picture = Image.new("RGB", (320, 320), background)
-    ImageDraw.Draw(picture).ellipse((100, 95, 230, 225), fill="red")
-    return picture
+    image = Image.new("RGB", (320, 320), background)
+    ImageDraw.Draw(image).ellipse((100, 95, 230, 225), fill="red")
+    return image
 
 
 @pytest.mark.parametrize("background", ["white", "black", "lightblue"])
 def test_a_big_red_circle_on_a_plain_background_is_named_right(
     answerer: Answerer, background: str
 ) -> None:
-    picture = draw_red_circle(background)
-    answers = answerer.answer([picture] * len(CASES), [question for question, _ in CASES])
+    image = draw_red_circle(background)
+    answers = answerer.answer([image] * len(CASES), [question for question, _ in CASES])
     for (question, accepted), answer in zip(CASES, answers, strict=True):
         assert answer in accepted, (question, answer)
 

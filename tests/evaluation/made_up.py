@@ -11,10 +11,10 @@ from allrounder.core import ChatRequest
 from allrounder.engine.fake import FakePrepared, FakeRunner
 from allrounder.engine.protocols import Runner
 from allrounder.evaluation.benchmark import Item
-from allrounder.evaluation.cell_store import Store
-from allrounder.evaluation.command import Job, Wishes
+from allrounder.evaluation.cell_store import CellStore
+from allrounder.evaluation.command import GridJob, GridSpec
 from allrounder.evaluation.report import Report
-from allrounder.evaluation.run import Options
+from allrounder.evaluation.run import RunOptions
 from allrounder.evaluation.subjects import Subject
 from tests.tiny import noise_image
 
@@ -29,7 +29,7 @@ ENVIRONMENT = {
 
 
 class MadeUp:
-    """Two questions a picture; a runner that echoes is right in every other one."""
+    """Two questions an image; a runner that echoes is right in every other one."""
 
     name = "made-up"
 
@@ -73,21 +73,21 @@ class KnobRunner(FakeRunner):
 def run(
     *,
     runner: Runner | None = None,
-    store: Store | None = None,
+    store: CellStore | None = None,
     strategies: Sequence[str] = ("none", "fake"),
     budgets: Sequence[str] = ("1", "0.7"),
     limits: dict[str, int] | None = None,
-    options: Options | None = None,
+    options: RunOptions | None = None,
     skips_unknown: bool = False,
 ) -> Report:
     answering = runner or FakeRunner()
     subject = Subject(quality=answering, timed=answering)
-    wishes = Wishes(
+    spec = GridSpec(
         strategies=strategies,
         budgets=budgets,
         limits=limits or {"*": 20},
         skips_unknown=skips_unknown,
-        options=options or Options(selection=12),
+        options=options or RunOptions(selection=12),
     )
-    job = Job({None: subject}, MadeUp(), wishes)
-    return job.run(store or Store(None), environment=ENVIRONMENT, tick=lambda _: None)
+    job = GridJob({None: subject}, MadeUp(), spec)
+    return job.run(store or CellStore(None), environment=ENVIRONMENT, tick=lambda _: None)

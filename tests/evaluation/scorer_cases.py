@@ -39,7 +39,7 @@ class ScorerCase:
     """A benchmark whose answers are lines.
 
     Attributes:
-        make: fills a folder with labels and pictures and returns what `--labels` is given.
+        make: fills a folder with labels and images and returns what `--labels` is given.
         figure: where in the report the accuracy stands, its best value 1 or `best`.
         by_prompt: ids repeat, so that lines need the question as well.
     """

@@ -9,8 +9,8 @@ from allrounder.errors import InvalidField
 from allrounder.evaluation.defaults import FULL, SEARCHES, SHORT
 from allrounder.evaluation.grid import (
     Contender,
-    parse_asked,
     parse_contender,
+    parse_grid_budget,
     parse_limits,
     settings_of,
     with_routers,
@@ -18,7 +18,7 @@ from allrounder.evaluation.grid import (
 
 
 def _asked(*texts: str, num_visual: int | None = 196):
-    return [parse_asked(text, num_visual=num_visual) for text in texts]
+    return [parse_grid_budget(text, num_visual=num_visual) for text in texts]
 
 
 def test_a_strategy_carries_its_knobs() -> None:

@@ -1,4 +1,4 @@
-"""Benchmarks from folders of official files: what is asked, of which picture, and how graded."""
+"""Benchmarks from folders of official files: what is asked, of which image, and how graded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def opened(case: ScorerCase, folder: Path) -> Benchmark:
 
 
 @each_case
-def test_items_have_a_picture_a_prompt_and_a_grade(case: ScorerCase, tmp_path: Path) -> None:
+def test_items_have_an_image_a_prompt_and_a_grade(case: ScorerCase, tmp_path: Path) -> None:
     items = opened(case, tmp_path).items(limit=100, seed=0)
     for item in items:
         assert (item.image.width, item.image.height) == (SIDE, SIDE)
@@ -62,7 +62,7 @@ def test_a_folder_without_the_files_is_refused_with_their_names(name: str, tmp_p
     assert LOCAL[name].files.split()[0] in str(caught.value) or "existence.txt" in str(caught.value)
 
 
-def test_a_missing_picture_is_named_before_anything_runs(tmp_path: Path) -> None:
+def test_a_missing_image_is_named_before_anything_runs(tmp_path: Path) -> None:
     case = CASES[0]
     benchmark = opened(case, tmp_path)
     (tmp_path / "val2014" / "b.png").unlink()
@@ -71,16 +71,16 @@ def test_a_missing_picture_is_named_before_anything_runs(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname"])
-def test_a_picture_outside_the_folder_is_not_opened(name: str, tmp_path: Path) -> None:
+def test_an_image_outside_the_folder_is_not_opened(name: str, tmp_path: Path) -> None:
     write(tmp_path / "secret.png", png())
     case = CASES[0]
     benchmark = opened(case, tmp_path / "data")
     assert isinstance(benchmark, LOCAL[case.name])
     with pytest.raises(InvalidField):
-        benchmark.picture(name)
+        benchmark.image(name)
 
 
-def test_damaged_and_oversized_pictures_are_refused(tmp_path: Path) -> None:
+def test_damaged_and_oversized_images_are_refused(tmp_path: Path) -> None:
     case = CASES[0]
     benchmark = opened(case, tmp_path)
     write(tmp_path / "val2014" / "a.png", png()[:40])
@@ -92,7 +92,7 @@ def test_damaged_and_oversized_pictures_are_refused(tmp_path: Path) -> None:
         benchmark.items(limit=10, seed=0)
 
 
-def test_questions_of_one_picture_share_a_cluster(tmp_path: Path) -> None:
+def test_questions_of_one_image_share_a_cluster(tmp_path: Path) -> None:
     items = opened(CASES[0], tmp_path).items(limit=10, seed=0)
     assert [item.cluster for item in items] == [0, 0, 1, 1]
 
@@ -118,7 +118,7 @@ def test_mmbench_cn_asks_in_chinese(tmp_path: Path) -> None:
     assert items[0].question.endswith("请直接回答选项字母。")
 
 
-def test_mme_reads_the_release_with_a_file_of_questions_a_picture(tmp_path: Path) -> None:
+def test_mme_reads_the_release_with_a_file_of_questions_an_image(tmp_path: Path) -> None:
     for n in (1, 2):
         write(tmp_path / "posters" / "images" / f"{n}.jpg", png(n))
         text = "Is it A? Please answer yes or no.\tYes\nIs it B? Please answer yes or no.\tNo\n"
@@ -131,7 +131,7 @@ def test_mme_reads_the_release_with_a_file_of_questions_a_picture(tmp_path: Path
     assert len(benchmark.items(limit=3, seed=1)) == 2
 
 
-def test_scienceqa_asks_only_what_has_a_picture(tmp_path: Path) -> None:
+def test_scienceqa_asks_only_what_has_an_image(tmp_path: Path) -> None:
     case = next(case for case in CASES if case.name == "scienceqa")
     items = opened(case, tmp_path).items(limit=10, seed=0)
     assert [item.type for item in items] == ["image", "image"]
@@ -161,7 +161,7 @@ def test_textvqa_takes_llavas_prompts_where_they_lie_beside(tmp_path: Path) -> N
     assert questions[1].startswith("Which number?\nAnswer the question")
 
 
-def test_easy_vqa_reads_pictures_out_of_its_archive(tmp_path: Path) -> None:
+def test_easy_vqa_reads_images_out_of_its_archive(tmp_path: Path) -> None:
     write(tmp_path / "train_questions.json", [["what shape?", "circle", 4]])
     with zipfile.ZipFile(tmp_path / "train_images.zip", "w") as archive:
         archive.writestr("train/images/4.png", png(4))

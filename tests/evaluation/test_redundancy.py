@@ -14,13 +14,12 @@ import typer
 from typer.testing import CliRunner
 
 from allrounder.evaluation.benchmark import Item
+from allrounder.measure.frozen import DenseAnswer, FrozenModel
 from allrounder.models.loading import load_adapter
-from allrounder.training.frozen import DenseAnswer, FrozenModel
-from allrounder.training.look import Look
+from allrounder.training.attention_target import AttentionTarget
 from research.redundancy.__main__ import redundancy
-from research.redundancy.figure import plot_redundancy
-from research.redundancy.measure import (
-    Outcome,
+from research.redundancy.experiment import (
+    PlanOutcome,
     Questions,
     Redundancy,
     choose,
@@ -28,20 +27,21 @@ from research.redundancy.measure import (
     questions_of,
     split_questions,
 )
-from research.redundancy.settings import (
+from research.redundancy.figure import plot_redundancy
+from research.redundancy.plans import (
     ATTENTION,
     BEST_PERTURBED,
     LEAST_INFLUENCE,
     PERTURBED,
     RANDOM,
     Choosing,
+    CurvePoint,
     RedundancyOptions,
-    Setting,
     layer_plans,
     perturbed_rows,
     token_plans,
 )
-from research.redundancy.summary import DEMO_GOALS, Goal, summary_of, text_of
+from research.redundancy.summary import DEMO_GOALS, CostGoal, summary_of, text_of
 from tests.tiny import NUM_VISUAL, noise_image, tiny_llava_folder
 
 pytestmark = pytest.mark.timeout(120)
@@ -116,13 +116,13 @@ def answer(frozen: FrozenModel) -> DenseAnswer:
     return frozen.answer([asked], probed_layers=range(NUM_LAYERS))[0]
 
 
-def test_no_picture_is_both_chosen_on_and_measured(parts: tuple[Questions, Questions]) -> None:
+def test_no_image_is_both_chosen_on_and_measured(parts: tuple[Questions, Questions]) -> None:
     first, second = parts
-    assert [picture.questions for picture in first.pictures] == [
+    assert [image.questions for image in first.images] == [
         ("What is 0?", "What is 1?"),
         ("What is 2?", "What is 3?"),
     ]
-    texts = [question for picture in second.pictures for question in picture.questions]
+    texts = [question for image in second.images for question in image.questions]
     assert texts == [f"What is {idx}?" for idx in range(4, 9)]
     assert first.grades is not None
     assert second.grades is not None
@@ -133,12 +133,12 @@ def test_no_picture_is_both_chosen_on_and_measured(parts: tuple[Questions, Quest
 def test_the_least_influential_layers_go_first_and_the_first_layer_never(
     answer: DenseAnswer,
 ) -> None:
-    look = Look(layer_idx=0, rows="last")
-    choosing = Choosing(influence=(0.0, 0.3, 0.1, 0.2), look=look, candidates=(1, 2, 3))
+    target = AttentionTarget(layer_idx=0, rows="last")
+    choosing = Choosing(influence=(0.0, 0.3, 0.1, 0.2), target=target, candidates=(1, 2, 3))
     plans = layer_plans(answer, choosing, OPTIONS, sample=0)
     skipped = {
-        (setting.rule, setting.amount): [plan.skipped_layers for plan in choices]
-        for setting, choices in plans.items()
+        (point.rule, point.amount): [plan.skipped_layers for plan in choices]
+        for point, choices in plans.items()
     }
     assert skipped[LEAST_INFLUENCE, 1] == [(2,)]
     assert skipped[LEAST_INFLUENCE, 2] == [(2, 3)]
@@ -154,8 +154,8 @@ def test_smaller_shares_of_a_ranking_lie_within_larger_ones(
 ) -> None:
     plans = token_plans(answer, choosing, OPTIONS, sample=3)
     kept = {
-        (setting.rule, setting.amount): [set(plan.kept or ()) for plan in choices]
-        for setting, choices in plans.items()
+        (point.rule, point.amount): [set(plan.kept or ()) for plan in choices]
+        for point, choices in plans.items()
     }
     for rule in {rule for rule, _ in kept}:
         for few, many, every in zip(*(kept[rule, s] for s in (0.12, 0.5, 1.0)), strict=True):
@@ -170,18 +170,18 @@ def test_without_noise_a_perturbed_ranking_is_the_attention(
 ) -> None:
     quiet = RedundancyOptions(shares=(0.12,), noise_scale=1e-9)
     (kept,) = token_plans(answer, choosing, quiet, sample=0)[
-        Setting(curve="tokens", rule=ATTENTION, amount=0.12)
+        CurvePoint(curve="tokens", rule=ATTENTION, amount=0.12)
     ]
     for rows_K in perturbed_rows(answer, quiet, count=8, sample=0):
         assert tuple(rows_K.tolist()) == kept.kept
 
 
 def test_all_tokens_are_the_dense_model(found: Redundancy) -> None:
-    whole = [outcomes for setting, outcomes in found.outcomes.items() if setting.amount == 1.0]
+    whole = [outcomes for point, outcomes in found.outcomes.items() if point.amount == 1.0]
     tokens = [
         outcomes
-        for setting, outcomes in found.outcomes.items()
-        if setting.curve == "tokens" and setting.amount == 1.0
+        for point, outcomes in found.outcomes.items()
+        if point.curve == "tokens" and point.amount == 1.0
     ]
     assert len(tokens) == 5
     assert len(whole) > len(tokens)
@@ -202,15 +202,15 @@ def test_every_curve_begins_at_the_dense_model_and_has_all_questions(
         assert {cell["n"] for cell in summary[curve]} == {5}
 
 
-def test_skipping_layers_harms_a_random_model(found: Redundancy) -> None:
-    worst = found.outcomes[Setting(curve="layers", rule=LEAST_INFLUENCE, amount=2)]
+def test_skipping_layers_changes_a_random_model(found: Redundancy) -> None:
+    worst = found.outcomes[CurvePoint(curve="layers", rule=LEAST_INFLUENCE, amount=2)]
     assert min(outcome.kl_nats for outcome in worst) > 1e-3
 
 
 def test_the_best_draw_is_never_worse_than_the_mean_draw(found: Redundancy) -> None:
     for share in OPTIONS.shares:
         best, mean = (
-            found.outcomes[Setting(curve="tokens", rule=rule, amount=share)]
+            found.outcomes[CurvePoint(curve="tokens", rule=rule, amount=share)]
             for rule in (BEST_PERTURBED, PERTURBED)
         )
         for one, other in zip(best, mean, strict=True):
@@ -224,18 +224,18 @@ def test_the_same_seed_measures_the_same(
     assert again.outcomes == found.outcomes
     other = RedundancyOptions(shares=(0.5,), random_draws=1, noisy_draws=1, seed=1)
     changed = measure(frozen, parts[1], choosing, other).outcomes
-    setting = Setting(curve="tokens", rule=RANDOM, amount=0.5)
-    assert changed[setting] != found.outcomes[setting]
+    point = CurvePoint(curve="tokens", rule=RANDOM, amount=0.5)
+    assert changed[point] != found.outcomes[point]
 
 
 def test_questions_without_answers_give_agreement_alone(
     frozen: FrozenModel, parts: tuple[Questions, Questions], choosing: Choosing, found: Redundancy
 ) -> None:
-    unlabelled = Questions(pictures=parts[1].pictures)
+    unlabelled = Questions(images=parts[1].images)
     bare = measure(frozen, unlabelled, choosing, OPTIONS)
-    for setting, outcomes in bare.outcomes.items():
+    for point, outcomes in bare.outcomes.items():
         assert [outcome.grade for outcome in outcomes] == [None] * 5
-        for mine, theirs in zip(outcomes, found.outcomes[setting], strict=True):
+        for mine, theirs in zip(outcomes, found.outcomes[point], strict=True):
             assert mine.kl_nats == pytest.approx(theirs.kl_nats)
     summary = summary_of(bare, DEMO_GOALS)
     assert summary["layers"][0]["accuracy"] is None
@@ -255,21 +255,21 @@ def test_similarity_is_told_for_every_layer_and_every_choice_of_tokens(
     assert len(choosing.influence) == NUM_LAYERS
 
 
-def _made_up(costs: dict[Setting, float]) -> Redundancy:
-    """Twenty questions that the dense model answers; each setting loses a share of them."""
-    right = Outcome(kl_nats=0.0, agreement=1.0, grade=1.0)
-    wrong = Outcome(kl_nats=1.0, agreement=0.0, grade=0.0)
-    look = Look(layer_idx=0, rows="last")
+def _made_up(costs: dict[CurvePoint, float]) -> Redundancy:
+    """Twenty questions that the dense model answers; each point loses a share of them."""
+    right = PlanOutcome(kl_nats=0.0, agreement=1.0, grade=1.0)
+    wrong = PlanOutcome(kl_nats=1.0, agreement=0.0, grade=0.0)
+    target = AttentionTarget(layer_idx=0, rows="last")
     found = Redundancy(
-        choosing=Choosing(influence=(0.1,) * 16, look=look, candidates=tuple(range(1, 16))),
+        choosing=Choosing(influence=(0.1,) * 16, target=target, candidates=tuple(range(1, 16))),
         options=OPTIONS,
         clusters=list(range(20)),
         dense=[right] * 20,
         similarity={"all tokens": [(torch.ones(16), torch.ones(16))] * 20},
     )
-    for setting, cost in costs.items():
+    for point, cost in costs.items():
         num_lost = round(20 * cost)
-        found.outcomes[setting].extend([wrong] * num_lost + [right] * (20 - num_lost))
+        found.outcomes[point].extend([wrong] * num_lost + [right] * (20 - num_lost))
     return found
 
 
@@ -283,7 +283,7 @@ def _made_up(costs: dict[Setting, float]) -> Redundancy:
 def test_verdicts_hold_costs_against_the_goals(
     costs: tuple[float, ...], met: tuple[bool, ...]
 ) -> None:
-    found = _made_up({goal.setting: cost for goal, cost in zip(DEMO_GOALS, costs, strict=True)})
+    found = _made_up({goal.point: cost for goal, cost in zip(DEMO_GOALS, costs, strict=True)})
     summary = summary_of(found, DEMO_GOALS)
     assert [verdict["met"] for verdict in summary["verdicts"]] == list(met)
     points = [verdict["cost_points"] for verdict in summary["verdicts"]]
@@ -293,16 +293,16 @@ def test_verdicts_hold_costs_against_the_goals(
 
 
 def test_a_cost_is_given_the_error_of_the_paired_differences() -> None:
-    setting = DEMO_GOALS[0].setting
-    (cell,) = (c for c in summary_of(_made_up({setting: 0.25}))["layers"] if c["amount"] == 4)
+    point = DEMO_GOALS[0].point
+    (cell,) = (c for c in summary_of(_made_up({point: 0.25}))["layers"] if c["amount"] == 4)
     assert cell["accuracy"] == 0.75
     assert cell["cost_points"] == 25
     assert cell["cost_points_stderr"] == pytest.approx(100 * (0.25 * 0.75 / 20) ** 0.5)
 
 
 def test_a_goal_without_its_point_gets_no_verdict() -> None:
-    found = _made_up({DEMO_GOALS[0].setting: 0.0})
-    goals: tuple[Goal, ...] = DEMO_GOALS[:2]
+    found = _made_up({DEMO_GOALS[0].point: 0.0})
+    goals: tuple[CostGoal, ...] = DEMO_GOALS[:2]
     assert len(summary_of(found, goals)["verdicts"]) == 1
 
 

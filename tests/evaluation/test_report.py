@@ -1,4 +1,4 @@
-"""The report of a few made-up trials, word for word; its tables and its pictures."""
+"""The report of a few made-up trials, word for word; its tables and its images."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 from allrounder.evaluation.cells import cells_of, infeasible_of
 from allrounder.evaluation.defaults import Search
-from allrounder.evaluation.grid import Contender, Setting, parse_asked, parse_contender
+from allrounder.evaluation.grid import Contender, Setting, parse_contender, parse_grid_budget
 from allrounder.evaluation.report import Report, report_text, write_report
-from allrounder.evaluation.run import Choice, Finished
+from allrounder.evaluation.run import Finished, SearchResult
 from allrounder.evaluation.trials import Trial
 from tests.evaluation.made_up import ENVIRONMENT, MadeUp
 
@@ -26,7 +26,7 @@ def _finished(
 ) -> Finished:
     name, _, router = strategy.partition("@")
     contender = replace(parse_contender(name), label=strategy, router=router or None, search=None)
-    asked = parse_asked(budget, num_visual=196)
+    asked = parse_grid_budget(budget, num_visual=196)
     answers = tuple("?" if idx in wrong else f"word {idx}" for idx in range(num_items))
     return Finished(
         setting=Setting(contender=contender, budget=asked, num_items=num_items),
@@ -51,7 +51,7 @@ def _finished(
 def report() -> Report:
     searched = replace(
         _finished("fastv:best", "0.5", {0, 1, 2}, 0.49),
-        choice=Choice(
+        choice=SearchResult(
             knob="layer",
             value=3,
             tried={"2": 0.25, "3": 0.5, "8": "too small"},
@@ -64,7 +64,7 @@ def report() -> Report:
             contender=Contender(
                 label="fastv:best", strategy="fastv", search=Search(knob="layer", values=(2,))
             ),
-            budget=parse_asked("tokens=6%", num_visual=196),
+            budget=parse_grid_budget("tokens=6%", num_visual=196),
             num_items=NUM_ITEMS,
         ),
         reason="layer=2: too small",
@@ -107,7 +107,7 @@ def test_the_report_is_the_golden_one(report: Report) -> None:
 
 
 def test_pairs_are_counted_by_hand(report: Report) -> None:
-    # par@b is right in 2 of 8 and par@a in 3; they differ in item 2, of the second of 4 pictures.
+    # par@b is right in 2 of 8 and par@a in 3; they differ in item 2, of the second of 4 images.
     cell = next(cell for cell in report.cells if cell["strategy"] == "par@b")
     assert cell["accuracy"] == 2 / 8
     assert cell["paired"]["par@a"]["difference"] == pytest.approx(-1 / 8)
@@ -129,9 +129,9 @@ def test_the_files_are_the_same_bytes_each_time(report: Report, tmp_path: Path) 
     assert found["environment"]["command"] == "allrounder evaluate"
 
 
-def test_the_pictures_are_small_and_name_their_axes(report: Report, tmp_path: Path) -> None:
+def test_the_images_are_small_and_name_their_axes(report: Report, tmp_path: Path) -> None:
     write_report(report, tmp_path)
-    picture = (tmp_path / "accuracy-flops.svg").read_text()
-    assert len(picture) < 60_000
+    image = (tmp_path / "accuracy-flops.svg").read_text()
+    assert len(image) < 60_000
     for words in ("accuracy, %", "prefill FLOPs", "par@a", "dense"):
-        assert words in picture
+        assert words in image

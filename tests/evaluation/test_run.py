@@ -11,11 +11,11 @@ import pytest
 from allrounder.errors import InvalidField
 from allrounder.evaluation import grid
 from allrounder.evaluation.benchmarks import BENCHMARKS
-from allrounder.evaluation.cell_store import Store
-from allrounder.evaluation.command import Job, Wishes
+from allrounder.evaluation.cell_store import CellStore
+from allrounder.evaluation.command import GridJob, GridSpec
 from allrounder.evaluation.defaults import Search
 from allrounder.evaluation.report import write_report
-from allrounder.evaluation.run import Options
+from allrounder.evaluation.run import RunOptions
 from allrounder.evaluation.subjects import Subject
 from tests.evaluation.made_up import KnobRunner, MadeUp, run
 
@@ -30,7 +30,7 @@ def _cell(report: Any, strategy: str, budget: str) -> dict[str, Any]:
 
 
 def test_cells_hold_what_the_contract_names() -> None:
-    report = run(options=Options(timed=2))
+    report = run(options=RunOptions(timed=2))
     assert [(cell["strategy"], cell["budget"]) for cell in report.cells] == [
         ("none", 1),
         ("fake", 1),
@@ -64,10 +64,10 @@ def test_a_router_under_test_brings_its_strategies_along() -> None:
         None: Subject(quality=without, timed=without),
         "mine": Subject(quality=with_router, timed=with_router),
     }
-    wishes = Wishes(
+    spec = GridSpec(
         strategies=("fake", "par"), budgets=("0.5",), limits={"*": 2}, routers={"mine": Path()}
     )
-    job = Job(subjects, MadeUp(), wishes)
+    job = GridJob(subjects, MadeUp(), spec)
     assert [setting.contender.label for setting in job.grid] == ["fake", "par@mine"]
 
 
@@ -75,15 +75,15 @@ def test_an_interrupted_grid_continues_and_reports_the_same_bytes(tmp_path: Path
     budgets = ("1", "0.9", "0.8", "0.7")
     whole = KnobRunner()
     write_report(
-        run(runner=whole, store=Store(tmp_path / "a/cells"), budgets=budgets), tmp_path / "a"
+        run(runner=whole, store=CellStore(tmp_path / "a/cells"), budgets=budgets), tmp_path / "a"
     )
     broken = KnobRunner(patience=55)
     with pytest.raises(KeyboardInterrupt):
-        run(runner=broken, store=Store(tmp_path / "b/cells"), budgets=budgets)
+        run(runner=broken, store=CellStore(tmp_path / "b/cells"), budgets=budgets)
     assert len(list((tmp_path / "b/cells").iterdir())) == 2
     rest = KnobRunner()
     write_report(
-        run(runner=rest, store=Store(tmp_path / "b/cells"), budgets=budgets), tmp_path / "b"
+        run(runner=rest, store=CellStore(tmp_path / "b/cells"), budgets=budgets), tmp_path / "b"
     )
     assert len(whole.asked) == 100
     assert len(rest.asked) == 60
@@ -92,27 +92,27 @@ def test_an_interrupted_grid_continues_and_reports_the_same_bytes(tmp_path: Path
 
 
 def test_a_finished_grid_asks_nothing_and_times_nothing_anew(tmp_path: Path) -> None:
-    options = Options(timed=3)
-    first = run(store=Store(tmp_path), options=options)
+    options = RunOptions(timed=3)
+    first = run(store=CellStore(tmp_path), options=options)
     runner = KnobRunner()
-    again = run(runner=runner, store=Store(tmp_path), options=options)
+    again = run(runner=runner, store=CellStore(tmp_path), options=options)
     assert runner.asked == []
     assert again.cells == first.cells
 
 
 @pytest.mark.parametrize(
-    "change", [{"limits": {"*": 10}}, {"options": Options(seed=1)}, {"budgets": ("1", "0.8")}]
+    "change", [{"limits": {"*": 10}}, {"options": RunOptions(seed=1)}, {"budgets": ("1", "0.8")}]
 )
 def test_whatever_decides_a_cell_runs_it_anew(tmp_path: Path, change: dict[str, Any]) -> None:
-    run(store=Store(tmp_path))
+    run(store=CellStore(tmp_path))
     runner = KnobRunner()
-    run(runner=runner, store=Store(tmp_path), **change)
+    run(runner=runner, store=CellStore(tmp_path), **change)
     assert runner.asked
 
 
 def test_a_budget_that_a_strategy_cannot_meet_is_reported_by_name(tmp_path: Path) -> None:
     for _ in range(2):
-        report = run(store=Store(tmp_path), budgets=("0.7", "0.01"))
+        report = run(store=CellStore(tmp_path), budgets=("0.7", "0.01"))
         assert [cell["budget"] for cell in report.cells] == [1, 0.7]
         (found,) = report.infeasible
         assert (found["strategy"], found["budget"]) == ("fake", 0.01)
@@ -132,7 +132,7 @@ def _searched(runner: KnobRunner, monkeypatch: pytest.MonkeyPatch, **changes: An
     return run(runner=runner, strategies=("none", "fake:best"), budgets=("0.7",), **changes)
 
 
-def test_the_best_knob_is_chosen_on_other_pictures_than_the_test(monkeypatch) -> None:
+def test_the_best_knob_is_chosen_on_other_images_than_the_test(monkeypatch) -> None:
     runner = KnobRunner(good_layer=2)
     report = _searched(runner, monkeypatch)
     cell = _cell(report, "fake:best", "0.7")
@@ -150,7 +150,7 @@ def test_the_best_knob_is_chosen_on_other_pictures_than_the_test(monkeypatch) ->
     assert {layer for is_test, layer in knobs if is_test} == {2}
 
 
-def test_without_other_pictures_nothing_is_chosen(monkeypatch) -> None:
+def test_without_other_images_nothing_is_chosen(monkeypatch) -> None:
     benchmark_items = MadeUp.items
     monkeypatch.setattr(
         MadeUp, "items", lambda self, *, limit, seed: benchmark_items(self, limit=limit, seed=0)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from allrounder.errors import InvalidField
 from allrounder.evaluation.benchmarks import LOCAL
-from allrounder.evaluation.grading import Given, Problems, Row, join
+from allrounder.evaluation.grading import GivenAnswer, LabelledQuestion, Problems, join
 from allrounder.evaluation.local import ScoreFiles
 from tests.evaluation.scorer_cases import CASES, ScorerCase, lines, llava_wild, mm_vet, write
 
@@ -127,10 +127,10 @@ def test_no_text_makes_a_grader_raise(
         assert 0 <= LOCAL[case.name].grade(row, text) <= 1
 
 
-_READ: dict[str, list[Row]] = {}
+_READ: dict[str, list[LabelledQuestion]] = {}
 
 
-def _rows(case: ScorerCase, factory: pytest.TempPathFactory) -> list[Row]:
+def _rows(case: ScorerCase, factory: pytest.TempPathFactory) -> list[LabelledQuestion]:
     if case.name not in _READ:
         folder = factory.mktemp("data")
         case.make(folder)
@@ -141,9 +141,9 @@ def _rows(case: ScorerCase, factory: pytest.TempPathFactory) -> list[Row]:
 @given(data=st.data())
 def test_what_is_joined_missing_or_extra_adds_up(data: st.DataObject) -> None:
     names = st.sampled_from("abcdef")
-    rows = [Row(id=name) for name in data.draw(st.lists(names, max_size=8))]
+    rows = [LabelledQuestion(id=name) for name in data.draw(st.lists(names, max_size=8))]
     answers = [
-        Given(place=f"line {n}", id=name, text=text)
+        GivenAnswer(place=f"line {n}", id=name, text=text)
         for n, (name, text) in enumerate(
             data.draw(st.lists(st.tuples(names, st.sampled_from(["x", None])), max_size=10))
         )
@@ -257,7 +257,7 @@ def _folder(tmp_path: Path, text: str) -> Path:
     return tmp_path / "given"
 
 
-def test_mme_folders_are_graded_over_the_pictures_they_hold(tmp_path: Path) -> None:
+def test_mme_folders_are_graded_over_the_images_they_hold(tmp_path: Path) -> None:
     labels = CASES[1].make(tmp_path / "data")
     asks = "Please answer yes or no."
     text = (
@@ -298,7 +298,7 @@ def test_one_mmbench_table_may_hold_labels_and_predictions(tmp_path: Path) -> No
     assert counts(report) == {"empty": 1}
 
 
-def test_scienceqa_reads_result_files_and_counts_pictures_apart(tmp_path: Path) -> None:
+def test_scienceqa_reads_result_files_and_counts_images_apart(tmp_path: Path) -> None:
     case = next(case for case in CASES if case.name == "scienceqa")
     labels = case.make(tmp_path / "data")
     results = {"acc": 0, "results": {"3": 0, "5": -1, "8": 1}, "outputs": {"3": "A"}}
@@ -334,7 +334,7 @@ def test_aokvqa_grades_both_settings_of_an_official_file(tmp_path: Path) -> None
     assert report["direct_answer"] == pytest.approx((2 / 3 + 1) / 2)
 
 
-def test_textvqa_joins_llava_lines_by_picture_and_question(tmp_path: Path) -> None:
+def test_textvqa_joins_llava_lines_by_image_and_question(tmp_path: Path) -> None:
     case = next(case for case in CASES if case.name == "textvqa")
     asked = ("Which number?", "What brand?", "Who won?")
     suffix = "\nReference OCR token: A, B\nAnswer the question using a single word or phrase."

@@ -22,10 +22,11 @@ from allrounder.core.budget import Counts
 from allrounder.engine.execution.runner import ModelRunner
 from allrounder.engine.execution.sequence import Sequence
 from allrounder.errors import InvalidImage
+from allrounder.measure.frozen import FrozenModel
+from allrounder.measure.plans import make_plan
 from allrounder.models.families.family import PromptPositions, VisualTokens
 from allrounder.models.loading import load_adapter
 from allrounder.models.transformers import TransformersAdapter
-from allrounder.training.frozen import FrozenModel, make_plan
 from tests.engine.driving import answers, recorded
 from tests.families.cases import FAMILIES
 from tests.families.qwen import NUM_LAYERS, NUM_PLANES
@@ -95,8 +96,8 @@ def test_a_layout_is_what_the_processor_makes_of_the_image(
 ) -> None:
     assume(max(width, height) <= MAX_ASPECT * min(width, height))
     processor = qwen.reference.processor
-    picture = Image.new("RGB", (width, height))
-    inputs = processor(images=[picture], text=processor.image_token, return_tensors="pt")
+    image = Image.new("RGB", (width, height))
+    inputs = processor(images=[image], text=processor.image_token, return_tensors="pt")
     frames, rows, cols = (inputs["image_grid_thw"][0] // torch.tensor([1, 2, 2])).tolist()
     layout = qwen.adapter.layout(noise_image(0, width=width, height=height))
     assert (layout.grid.rows, layout.grid.cols, frames) == (rows, cols, 1)

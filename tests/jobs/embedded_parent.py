@@ -9,7 +9,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from allrounder_service.jobs.server import QueueServer, State
+from allrounder_service.jobs.server import QueueServer, ServerState
 from allrounder_service.settings import Settings
 
 
@@ -17,7 +17,7 @@ async def main(data_dir: Path, num_entries: int) -> None:
     server = QueueServer(Settings(data_dir=data_dir))
     await server.start()
     found = await server.settled(60)
-    assert found.state is State.READY, found
+    assert found.state is ServerState.READY, found
     for idx in range(num_entries):
         await server.client.xadd("entries", {"idx": idx})
     print(server.describe().pid, flush=True)

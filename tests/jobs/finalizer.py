@@ -1,4 +1,4 @@
-"""Stewards that die while they finalize: `python -m tests.jobs.finalizer URL FOLDER MODE ...`.
+"""Controllers that crash while they finalize: `python -m tests.jobs.finalizer URL FOLDER MODE ...`.
 
 Each is a child process. `kill ROUNDS LINES SEED` has one after the other kill itself (-9): while it
 reads a response, right before it renames a file, the last one between the end of the batch and the
@@ -16,10 +16,10 @@ import signal
 import sys
 from pathlib import Path
 
-from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.blob_store import BlobStore
 from allrounder_service.jobs.connection import connect
 from allrounder_service.jobs.facade import Jobs, JobsOptions
-from allrounder_service.jobs.transitions import QueueLimits
+from allrounder_service.jobs.queue import QueueLimits
 
 LEASE_MS = 100
 
@@ -28,12 +28,12 @@ def options():
     return JobsOptions(poll_seconds=0.01, queue=QueueLimits(lease_ms=LEASE_MS))
 
 
-async def tend(url, folder):
-    """Until nothing is left to do, or longer: the parent decides."""
+async def control(url, folder):
+    """Run a batch controller until every batch is cleaned up."""
     client = connect(url)
-    jobs = Jobs(client, Store(folder), options())
+    jobs = Jobs(client, BlobStore(folder), options())
     while True:
-        if not await jobs.steward.step():
+        if not await jobs.controller.step():
             names = [name async for name in client.scan_iter(match="vq:{v}:batch:*")]
             if {await client.hget(name, "swept") for name in names} == {"1"}:
                 return
@@ -57,7 +57,7 @@ def child(url, folder, *, sig=None, event="", count=0):
     try:
         if event:
             sys.addaudithook(watch)
-        asyncio.run(tend(url, folder))
+        asyncio.run(control(url, folder))
     finally:
         os._exit(0)
 

@@ -18,12 +18,10 @@ from random import Random
 
 from redis.exceptions import RedisError
 
-from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.blob_store import BlobStore
 from allrounder_service.jobs.invariants import find_violations
-from allrounder_service.jobs.queue import CHUNK_LINES, Queue
-from allrounder_service.jobs.records import LineRef
-from allrounder_service.jobs.states import JobState
-from allrounder_service.jobs.transitions import NewBatch, Tended
+from allrounder_service.jobs.queue import CHUNK_LINES, BatchLease, NewBatch, Queue
+from allrounder_service.jobs.records import JobState, LineRef
 
 WEEK_SECONDS = 7 * 24 * 3600
 
@@ -32,7 +30,9 @@ def questions(count: int, poison: Sequence[int] = ()) -> list[str]:
     return [f"poison {n}" if n in poison else f"question {n}" for n in range(count)]
 
 
-async def load_batch(queue: Queue, store: Store, asked: Sequence[str], *, tenant: str = "t") -> str:
+async def load_batch(
+    queue: Queue, store: BlobStore, asked: Sequence[str], *, tenant: str = "t"
+) -> str:
     """A batch of these questions, begun and submitted, without the service."""
     lines = [
         json.dumps(
@@ -60,27 +60,27 @@ async def load_batch(queue: Queue, store: Store, asked: Sequence[str], *, tenant
             window_seconds=WEEK_SECONDS,
         )
     )
-    tended = await _tend(queue, batch)
-    await queue.begin(tended)
+    lease = await _lease_batch(queue, batch)
+    await queue.begin(lease)
     offset, refs = 0, []
     for line in lines:
         refs.append(LineRef(sha256=sha256, offset=offset, length=len(line)))
         offset += len(line)
     for first in range(0, len(refs), CHUNK_LINES):
-        assert await queue.submit(tended, first, refs[first : first + CHUNK_LINES])
-    await queue.leave(tended)
+        assert await queue.submit(lease, first, refs[first : first + CHUNK_LINES])
+    await queue.hand_back(lease)
     return batch
 
 
-async def _tend(queue: Queue, batch: str) -> Tended:
+async def _lease_batch(queue: Queue, batch: str) -> BatchLease:
     while True:
-        tended = await queue.tend()
-        assert tended is not None, "a new batch needs a steward"
-        if tended.batch == batch:
-            return tended
+        lease = await queue.lease_batch()
+        assert lease is not None, "a new batch is due"
+        if lease.batch == batch:
+            return lease
 
 
-def store_input(store: Store, content: bytes) -> str:
+def store_input(store: BlobStore, content: bytes) -> str:
     store.prepare()
     draft = store.draft()
     draft.write(content)
@@ -156,7 +156,9 @@ async def wait_until_ended(
         await asyncio.sleep(0.02)
 
 
-async def check_all(queue: Queue, store: Store, batch: str, asked: Sequence[str]) -> Counter[str]:
+async def check_all(
+    queue: Queue, store: BlobStore, batch: str, asked: Sequence[str]
+) -> Counter[str]:
     """Every line ended once with the right answer, and nothing is left behind -> states."""
     assert await find_violations(queue.client) == []
     found: Counter[str] = Counter()

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from allrounder_service.jobs.states import NEXT_STATUS, BatchStatus
+from allrounder_service.jobs.records import NEXT_STATUS, BatchStatus
 
 WINDOW = 3
 NOW, LATER, LEASED = "now", "later", "leased"
@@ -41,7 +41,7 @@ class Batch:
     next: int = 0
     withheld: int = 0
     counts: Counter[str] = field(default_factory=Counter)
-    care: str = NOW
+    due: str = NOW
     is_over: bool = False
     swept: bool = False
     may_be_forgotten: bool = False
@@ -83,34 +83,34 @@ class Model:
         self.batches.setdefault(id, Batch(id=id, tenant=tenant, total=total))
 
     def due(self) -> set[str]:
-        return {batch.id for batch in self.batches.values() if batch.care == NOW}
+        return {batch.id for batch in self.batches.values() if batch.due == NOW}
 
-    def tend(self, id: str) -> int:
+    def lease_batch(self, id: str) -> int:
         batch = self.batches[id]
-        batch.care, batch.fence = LEASED, batch.fence + 1
+        batch.due, batch.fence = LEASED, batch.fence + 1
         return batch.fence
 
-    def leave(self, id: str, fence: int) -> bool:
-        if not (batch := self._tended(id, fence)):
+    def hand_back(self, id: str, fence: int) -> bool:
+        if not (batch := self._leased(id, fence)):
             return False
-        batch.care = NOW if self._needs_steward(batch) else LATER
+        batch.due = NOW if self._needs_controller(batch) else LATER
         return True
 
-    def keep(self, id: str, fence: int) -> bool:
-        if not (batch := self._tended(id, fence)):
+    def renew_batch(self, id: str, fence: int) -> bool:
+        if not (batch := self._leased(id, fence)):
             return False
-        batch.care = LEASED
+        batch.due = LEASED
         return True
 
     def begin(self, id: str, fence: int, *, good: bool) -> bool:
-        batch, target = self._tended(id, fence), "in_progress" if good else "failed"
+        batch, target = self._leased(id, fence), "in_progress" if good else "failed"
         if not batch or batch.ending or batch.status not in ("validating", target):
             return False
         batch.move(target)
         return True
 
     def submit(self, id: str, fence: int, first: int, count: int) -> bool:
-        batch = self._tended(id, fence)
+        batch = self._leased(id, fence)
         if not batch or batch.status != "in_progress" or batch.ending:
             return False
         last = first + count
@@ -149,7 +149,7 @@ class Model:
             self._promote(tenant)
         return taken
 
-    def beat(self, leases: dict[str, int]) -> tuple[set[str], set[str]]:
+    def heartbeat(self, leases: dict[str, int]) -> tuple[set[str], set[str]]:
         lost, stop = set(), set()
         for id, fence in leases.items():
             line = self._running(id, fence)
@@ -209,27 +209,27 @@ class Model:
         if batch is None or batch.tenant != tenant:
             return None
         if not batch.ending and batch.status in ("validating", "in_progress"):
-            self._call_off(batch, "cancelled")
+            self._stop_submission(batch, "cancelled")
             batch.move("cancelling")
-            batch.care = NOW
+            batch.due = NOW
         return batch.status
 
     def expire(self, id: str, fence: int) -> bool:
-        batch = self._tended(id, fence)
+        batch = self._leased(id, fence)
         if not batch or not batch.is_over:
             return False
         if batch.ending:
             return batch.ending == "expired"
         if batch.status not in ("validating", "in_progress"):
             return False
-        self._call_off(batch, "expired")
+        self._stop_submission(batch, "expired")
         batch.move("in_progress")
         if not batch.remaining:
-            self._settle(batch)
+            self._lines_ended(batch)
         return True
 
     def withdraw(self, id: str, fence: int) -> bool:
-        batch = self._tended(id, fence)
+        batch = self._leased(id, fence)
         if not batch or not batch.ending:
             return False
         for line in batch.lines:
@@ -240,7 +240,7 @@ class Model:
         return True
 
     def finalize(self, id: str, fence: int) -> bool:
-        batch = self._tended(id, fence)
+        batch = self._leased(id, fence)
         if not batch or batch.remaining:
             return False
         if batch.has_ended:
@@ -251,14 +251,14 @@ class Model:
         return True
 
     def sweep(self, id: str, fence: int) -> int:
-        batch = self._tended(id, fence)
+        batch = self._leased(id, fence)
         if not batch or not batch.has_ended:
             return -1
         batch.swept = True
         return 1
 
     def forget(self, id: str, fence: int) -> bool:
-        batch = self._tended(id, fence)
+        batch = self._leased(id, fence)
         if not batch or not batch.swept or not batch.may_be_forgotten:
             return False
         del self.batches[id]
@@ -267,14 +267,14 @@ class Model:
     def purge(self, id: str) -> bool:
         batch = self.batches[id]
         if batch.has_ended:
-            batch.may_be_forgotten, batch.care = True, NOW
+            batch.may_be_forgotten, batch.due = True, NOW
         return batch.has_ended
 
     def retire(self, worker: str) -> None:
         if self.solo == worker:
             self.solo = ""
 
-    def _tended(self, id: str, fence: int) -> Batch | None:
+    def _leased(self, id: str, fence: int) -> Batch | None:
         batch = self.batches.get(id)
         return batch if batch is not None and batch.fence == fence else None
 
@@ -288,13 +288,13 @@ class Model:
     def _in_lanes(self) -> Iterator[Line]:
         return iter([line for lane in self.lanes.values() for line in lane])
 
-    def _needs_steward(self, batch: Batch) -> bool:
+    def _needs_controller(self, batch: Batch) -> bool:
         match batch.status:
             case "validating" | "finalizing":
                 return True
             case "in_progress" if not batch.ending:
                 return batch.submitted < batch.total or batch.is_over
-            # With no time between two looks, a batch that is called off is looked at for ever.
+            # With a poll interval of 0, a batch that is being stopped is always due.
             case "cancelling" | "in_progress":
                 return True
         return not batch.swept or batch.may_be_forgotten
@@ -327,15 +327,15 @@ class Model:
         batch = line.batch
         batch.counts["good" if state == "done" else "bad"] += 1
         if not batch.remaining:
-            self._settle(batch)
+            self._lines_ended(batch)
         self._promote(batch.tenant)
 
-    def _settle(self, batch: Batch) -> None:
+    def _lines_ended(self, batch: Batch) -> None:
         if batch.status == "in_progress":
             batch.move("finalizing")
-        batch.care = NOW
+        batch.due = NOW
 
-    def _call_off(self, batch: Batch, ending: str) -> None:
+    def _stop_submission(self, batch: Batch, ending: str) -> None:
         batch.ending = ending
         batch.withheld = batch.total - batch.submitted
         backlog = self.backlog.get(batch.tenant, [])

@@ -1,4 +1,4 @@
-"""Batches, workers and stewards in a few words, over a real server; time passes without sleep."""
+"""Batches, workers and controllers over a real server; leases expire without sleeping."""
 
 from __future__ import annotations
 
@@ -11,18 +11,32 @@ from redis.asyncio import Redis
 
 from allrounder_service.jobs import redis_keys as keys
 from allrounder_service.jobs.invariants import find_violations
-from allrounder_service.jobs.queue import CHUNK_LINES, Queue
-from allrounder_service.jobs.records import BatchUsage, FileRecord, LineRef, LineResult
+from allrounder_service.jobs.queue import (
+    CHUNK_LINES,
+    BatchLease,
+    Claim,
+    NewBatch,
+    NewFile,
+    Queue,
+    QueueLimits,
+)
+from allrounder_service.jobs.records import (
+    ENDED_BATCHES,
+    BatchStatus,
+    FileRecord,
+    JobState,
+    LineRef,
+    LineResult,
+    TokenUsage,
+)
 from allrounder_service.jobs.redis_keys import key
-from allrounder_service.jobs.states import ENDED_BATCHES, BatchStatus, JobState
-from allrounder_service.jobs.transitions import Claim, NewBatch, NewFile, QueueLimits, Tended
 
 SHA = "a" * 64
 LONG_AGO_MS = 10_000_000
 
 
 class Scene:
-    """One queue over an empty server; every scene ends with a look at what must hold.
+    """One queue over an empty server; every scene ends with a check of the invariants.
 
     Args:
         sources: scripts to run instead of the real ones.
@@ -48,29 +62,29 @@ class Scene:
         assert what == id, (how, what)
         return how
 
-    async def tend(self, id: str) -> Tended:
-        """Whoever looks after the batch now is fenced off; others that are due stay due."""
-        care = key("care")
+    async def lease_batch(self, id: str) -> BatchLease:
+        """Lease this batch, which makes earlier leases stale; others that are due stay due."""
+        care = key(keys.DUE)
         found: Any = await self.client.zrange(care, 0, -1, withscores=True)
         others: dict[str, float] = dict(found)
         del others[id]
         await self.client.zadd(care, {id: 0})
-        tended = await self.queue.tend()
-        assert tended is not None
-        assert tended.batch == id
+        lease = await self.queue.lease_batch()
+        assert lease is not None
+        assert lease.batch == id
         if others:
             await self.client.zadd(care, others)
-        return tended
+        return lease
 
-    async def submit(self, id: str, lines: int = 1, tenant: str = "t", **more: Any) -> Tended:
-        """A batch with all its lines in -> its steward, who still holds it."""
+    async def submit(self, id: str, lines: int = 1, tenant: str = "t", **more: Any) -> BatchLease:
+        """A batch with all its lines submitted -> its lease, still held."""
         await self.create(id, lines, tenant, **more)
-        tended = await self.tend(id)
-        assert await self.queue.begin(tended)
+        lease = await self.lease_batch(id)
+        assert await self.queue.begin(lease)
         for first in range(0, lines, CHUNK_LINES):
             last = min(first + CHUNK_LINES, lines)
-            assert await self.queue.submit(tended, first, refs(first, last))
-        return tended
+            assert await self.queue.submit(lease, first, refs(first, last))
+        return lease
 
     async def claim(self, worker: str, wanted: int = 1, *, running: int = 0) -> list[Claim]:
         return await self.queue.claim(worker, wanted, running=running)
@@ -84,7 +98,7 @@ class Scene:
         return await self.queue.done(claim.job, claim.fence, state, result(text))
 
     async def crash(self, *workers: str) -> int:
-        """The leases of these workers run out, and somebody notices -> lines taken back."""
+        """The leases of these workers expire and are reaped -> lines reclaimed."""
         await self.lapse(*workers)
         return await self.queue.reap()
 
@@ -101,9 +115,9 @@ class Scene:
                         *("IDLE", LONG_AGO_MS, "JUSTID"),
                     )
 
-    async def finish(self, tended: Tended) -> bool:
-        usage = BatchUsage(prompt_tokens=3, completion_tokens=2)
-        return await self.queue.finalize(tended, [new_file(tended.batch)], usage)
+    async def finish(self, lease: BatchLease) -> bool:
+        usage = TokenUsage(prompt_tokens=3, completion_tokens=2)
+        return await self.queue.finalize(lease, [new_file(lease.batch)], usage)
 
     async def state(self, job: str) -> str:
         record = await self.queue.job(job)
@@ -125,40 +139,40 @@ class Scene:
         for name, value in fields.items():
             await self.client.hset(key("batch", batch), name, str(value))
 
-    async def withdraw_all(self, tended: Tended) -> None:
-        record = await self.queue.batch(tended.batch)
+    async def withdraw_all(self, lease: BatchLease) -> None:
+        record = await self.queue.batch(lease.batch)
         assert record is not None
         for first in range(0, record.submitted, CHUNK_LINES):
-            assert await self.queue.withdraw(tended, first)
+            assert await self.queue.withdraw(lease, first)
 
-    async def serve(self, tended: Tended) -> None:
-        """All that a steward does for a batch until it must wait for lines to end."""
+    async def serve(self, lease: BatchLease) -> None:
+        """Every step of a controller for a batch until it must wait for lines to end."""
         queue = self.queue
-        await queue.expire(tended)
-        record = await queue.batch(tended.batch)
+        await queue.expire(lease)
+        record = await queue.batch(lease.batch)
         assert record is not None
         if record.status is BatchStatus.VALIDATING:
-            await queue.begin(tended)
-            record = await queue.batch(tended.batch)
+            await queue.begin(lease)
+            record = await queue.batch(lease.batch)
             assert record is not None
         if record.ending:
-            await self.withdraw_all(tended)
+            await self.withdraw_all(lease)
         elif record.status is BatchStatus.IN_PROGRESS:
             for first in range(record.submitted, record.total, CHUNK_LINES):
                 last = min(first + CHUNK_LINES, record.total)
-                await queue.submit(tended, first, refs(first, last))
-        await self.finish(tended)
-        if (record := await queue.batch(tended.batch)) and record.status in ENDED_BATCHES:
+                await queue.submit(lease, first, refs(first, last))
+        await self.finish(lease)
+        if (record := await queue.batch(lease.batch)) and record.status in ENDED_BATCHES:
             for first in range(0, record.submitted or 1, CHUNK_LINES):
-                await queue.sweep(tended, first)
-        await queue.leave(tended)
+                await queue.sweep(lease, first)
+        await queue.hand_back(lease)
 
     async def run_dry(self, worker: str = "last") -> int:
-        """One good worker and one steward, until nothing moves -> lines done."""
+        """One good worker and one controller, until nothing is left to do -> lines done."""
         num_done = 0
         for _ in range(1_000):
-            if tended := await self.queue.tend():
-                await self.serve(tended)
+            if lease := await self.queue.lease_batch():
+                await self.serve(lease)
             elif claimed := await self.claim(worker, 16):
                 for each in claimed:
                     assert await self.end(each)
@@ -184,7 +198,7 @@ class Scene:
             f"{name} pending": rows for name, rows in zip(lanes, pending, strict=True)
         }
         for name, value in store.items():
-            if name.startswith((key("care"), key("batches"), key("files"))):
+            if name.startswith((key(keys.DUE), key("batches"), key("files"))):
                 value.sort()
             for field in [field for field in value if str(field).endswith("_ms")]:
                 del value[field]

@@ -15,14 +15,13 @@ import uvicorn
 
 from allrounder.engine.engine import Engine
 from allrounder.engine.fake import FakeRunner
-from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.blob_store import BlobStore
 from allrounder_service.jobs.connection import connect
 from allrounder_service.jobs.facade import Jobs, JobsOptions
 from allrounder_service.jobs.invariants import find_violations
-from allrounder_service.jobs.records import LineResult
+from allrounder_service.jobs.records import JobState, LineResult
 from allrounder_service.jobs.redis_keys import key
-from allrounder_service.jobs.states import JobState
-from allrounder_service.jobs.tasks import end
+from allrounder_service.jobs.tasks import cancel_and_wait
 from allrounder_service.main import create_app
 from allrounder_service.settings import Settings
 
@@ -95,7 +94,7 @@ class Served:
         return [json.loads(line) for line in response.text.splitlines()]
 
     async def settled(self):
-        """Waits until stewards have cleaned up; asserts that nothing is left over."""
+        """Waits until the controllers have cleaned up; asserts that nothing is left over."""
         async with asyncio.timeout(30):
             while True:
                 names = [
@@ -116,7 +115,7 @@ async def serving(redis_url, folder, *, keys=(), key_file=None, with_jobs=True, 
     async with AsyncExitStack() as stack:
         client = connect(redis_url)
         stack.push_async_callback(client.aclose)
-        jobs = Jobs(client, Store(folder / "files"), JobsOptions(poll_seconds=0.1, **options))
+        jobs = Jobs(client, BlobStore(folder / "files"), JobsOptions(poll_seconds=0.1, **options))
         await jobs.start()
         stack.push_async_callback(jobs.stop)
         settings = Settings.model_validate(
@@ -169,7 +168,7 @@ class Executor:
         try:
             yield self
         finally:
-            await end(task)
+            await cancel_and_wait(task)
 
     async def _run(self):
         await self.queue.prepare()
@@ -181,7 +180,7 @@ class Executor:
 
     async def _execute(self, claim):
         await asyncio.sleep(self.random.uniform(0, 2 * self.seconds))
-        beat = await self.queue.beat(self.name, {claim.job: claim.fence})
+        beat = await self.queue.heartbeat(self.name, {claim.job: claim.fence})
         if claim.job in beat.lost:
             return
         if claim.job in beat.stop:

@@ -1,4 +1,4 @@
-"""A worker process whose engine is a stand-in: it steps, and each line takes so many steps.
+"""A worker process with a stand-in for the engine; each line takes a number of steps.
 
 `python -m tests.jobs.standin URL DATA [options]`: the real worker, queue, heartbeat and volume;
 only the answers are made up: a line's answer is its question spelled backwards.
@@ -17,13 +17,12 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from allrounder_service.jobs.beat import Progress
-from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.blob_store import BlobStore
 from allrounder_service.jobs.connection import connect
-from allrounder_service.jobs.execution import Answered
-from allrounder_service.jobs.queue import Queue
-from allrounder_service.jobs.transitions import Beat, QueueLimits
-from allrounder_service.jobs.worker import Worker, look_ahead
+from allrounder_service.jobs.execution import LineResponse
+from allrounder_service.jobs.heartbeat import Progress
+from allrounder_service.jobs.queue import HeartbeatReply, Queue, QueueLimits
+from allrounder_service.jobs.worker import Worker, num_prefetched
 
 POISON = "poison"
 
@@ -41,7 +40,7 @@ class StandInEngine:
         self._places = asyncio.Semaphore(slots)
 
     def free_slots(self, executing: int) -> int:
-        return self.slots + look_ahead(self.slots) - executing
+        return self.slots + num_prefetched(self.slots) - executing
 
     def progress(self, hang_seconds: float) -> Progress:
         return Progress(
@@ -60,7 +59,7 @@ class StandInEngine:
 
     async def __call__(
         self, url: str, body: Mapping[str, Any], *, tenant: str, id: str, job: str
-    ) -> Answered:
+    ) -> LineResponse:
         async with self._places:
             self.num_running += 1
             self._wanted.set()
@@ -69,7 +68,7 @@ class StandInEngine:
             finally:
                 self.num_running -= 1
         usage = {"prompt_tokens": 7, "completion_tokens": self.steps}
-        return Answered(status=200, body={"answer": body["question"][::-1], "usage": usage})
+        return LineResponse(status=200, body={"answer": body["question"][::-1], "usage": usage})
 
     async def _run(self, *, is_poison: bool) -> None:
         for step in range(self.steps):
@@ -79,14 +78,14 @@ class StandInEngine:
 
 
 class LateNewsQueue(Queue):
-    """Renews leases in time; what a beat says of those that were lost is heard so much later."""
+    """Renews leases in time; delays the replies, and so the news of lost leases."""
 
     def __init__(self, client: Redis, limits: QueueLimits, *, news_seconds: float) -> None:
         super().__init__(client, limits)
         self._news_seconds = news_seconds
 
-    async def beat(self, worker: str, leases: Mapping[str, int]) -> Beat:
-        said = await super().beat(worker, leases)
+    async def heartbeat(self, worker: str, leases: Mapping[str, int]) -> HeartbeatReply:
+        said = await super().heartbeat(worker, leases)
         await asyncio.sleep(self._news_seconds)
         return said
 
@@ -94,7 +93,7 @@ class LateNewsQueue(Queue):
 async def work(args: argparse.Namespace) -> None:
     limits = QueueLimits(lease_ms=args.lease_ms, window=args.window)
     client = connect(args.url)
-    store = Store(args.data)
+    store = BlobStore(args.data)
     store.prepare()
     engine = StandInEngine(slots=args.slots, step_seconds=args.step_ms / 1000, steps=args.steps)
     stepping = asyncio.create_task(engine.step_on())
@@ -105,7 +104,7 @@ async def work(args: argparse.Namespace) -> None:
         engine,
         free_slots=engine.free_slots,
         progress=engine.progress(args.hang_seconds),
-        beat_seconds=args.lease_ms / 6000,
+        heartbeat_seconds=args.lease_ms / 6000,
     )
     running = asyncio.create_task(worker.run())
     ended = asyncio.Event()

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from allrounder_service.cli.main import cli
 from allrounder_service.jobs import redis_keys as keys
 from allrounder_service.jobs.admin import Admin
-from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.blob_store import BlobStore
 from allrounder_service.jobs.connection import connect
-from allrounder_service.jobs.ids import new_batch_id
+from allrounder_service.jobs.records import new_batch_id
 from allrounder_service.jobs.redis_keys import key
 from allrounder_service.jobs.runtime import files_folder
 from allrounder_service.jobs.sweeper import Sweeper
@@ -176,7 +176,7 @@ async def test_a_volume_is_swept_again_once_it_is_adopted_after_a_loss_of_redis(
 
 
 async def test_adopting_a_folder_that_cannot_be_used_is_an_error_in_words(tmp_path, type_in):
-    store = Store(files_folder(Settings(data_dir=tmp_path)))
+    store = BlobStore(files_folder(Settings(data_dir=tmp_path)))
     store.prepare()
     (store.blobs.parent / "volume").mkdir()
     result = await type_in("adopt-volume", "--yes")

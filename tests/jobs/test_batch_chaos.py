@@ -13,14 +13,14 @@ from itertools import pairwise
 import httpx2
 import pytest
 
-from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs import redis_keys as keys
+from allrounder_service.jobs.blob_store import BlobStore
 from allrounder_service.jobs.connection import connect
 from allrounder_service.jobs.facade import BatchOrder, Jobs
-from allrounder_service.jobs.ids import derived_file_id
 from allrounder_service.jobs.invariants import find_violations
-from allrounder_service.jobs.pages import PageRequest
+from allrounder_service.jobs.records import NEXT_STATUS, BatchStatus, derived_file_id
 from allrounder_service.jobs.redis_keys import key
-from allrounder_service.jobs.states import NEXT_STATUS, BatchStatus
+from allrounder_service.jobs.redis_reads import PageRequest
 from tests.jobs import finalizer
 from tests.jobs.serving import ENDPOINT, FINAL, Executor, input_of, problem, serving
 
@@ -56,7 +56,7 @@ async def expire_now(served, id):
     """As if the clock had reached the end of its window."""
     client = served.queue.client
     await client.hset(key("batch", id), "expires_ms", "0")
-    await client.zadd(key("care"), {id: 0})
+    await client.zadd(key(keys.DUE), {id: 0})
 
 
 async def end_one(served, chance, idx):
@@ -119,7 +119,7 @@ class Scene:
     def __init__(self, url, folder):
         self.url, self.folder = url, folder
         self.client = connect(url)
-        self.store = Store(folder)
+        self.store = BlobStore(folder)
         self.jobs = Jobs(self.client, self.store, finalizer.options())
 
     async def prepare(self, num_lines):
@@ -139,7 +139,7 @@ class Scene:
         async with Executor(self.jobs.queue, self.store, at_once=64).running():
             while (await self.batch()).remaining:
                 if (await self.batch()).submitted < num_lines:
-                    await self.jobs.steward.step()
+                    await self.jobs.controller.step()
                 await asyncio.sleep(0.01)
         assert (await self.batch()).status is BatchStatus.FINALIZING
 
@@ -160,7 +160,7 @@ class Scene:
         """One output file with every line, one error file with the bad one, nothing else."""
         async with asyncio.timeout(60):
             while not (await self.batch()).swept:
-                await self.jobs.steward.step()
+                await self.jobs.controller.step()
         batch = await self.batch()
         assert batch.status is BatchStatus.COMPLETED
         assert (batch.completed, batch.failed) == (num_lines - 1, 1)
@@ -214,12 +214,12 @@ async def test_a_batch_ends_even_where_the_volume_lost_something(scene, lost):
     await scene.prepare(4)
     batch = await scene.batch()
     if lost == "a response":
-        good = await scene.jobs.queue.ends(scene.id, 0, 1)
+        good = await scene.jobs.queue.line_ends(scene.id, 0, 1)
         (scene.store.results / scene.id / f"{good[0].result.sha256}.json").write_bytes(b"{")
     else:
         scene.store.blob_path(batch.input_sha256).unlink()
     while not (batch := await scene.batch()).swept:
-        await scene.jobs.steward.step()
+        await scene.jobs.controller.step()
     assert batch.status is BatchStatus.COMPLETED
     if lost == "the input":
         assert (batch.output_file_id, batch.error_file_id) == (None, None)

@@ -10,8 +10,8 @@ from typing import Any
 import openai
 import pytest
 
+from allrounder_service.jobs.queue import QueueLimits
 from allrounder_service.jobs.redis_keys import key
-from allrounder_service.jobs.transitions import QueueLimits
 from tests.jobs.servers import running_server
 from tests.jobs.serving import ENDPOINT, Executor, input_of, problem, request_line, serving
 

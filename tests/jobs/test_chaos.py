@@ -10,11 +10,10 @@ from random import Random
 
 import pytest
 
-from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.blob_store import BlobStore
 from allrounder_service.jobs.connection import REPLY_SECONDS, connect
-from allrounder_service.jobs.queue import Queue
-from allrounder_service.jobs.states import JobState
-from allrounder_service.jobs.transitions import QueueLimits
+from allrounder_service.jobs.queue import Queue, QueueLimits
+from allrounder_service.jobs.records import JobState
 from tests.jobs.fleet import Fleet, check_all, load_batch, num_ended, questions, wait_until_ended
 from tests.jobs.servers import BINARIES, RunningServer, running_server
 from tests.jobs.wire import Wire
@@ -52,8 +51,8 @@ async def queue(own_server: RunningServer) -> AsyncIterator[Queue]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "data")
+def store(tmp_path: Path) -> BlobStore:
+    return BlobStore(tmp_path / "data")
 
 
 @pytest.fixture
@@ -101,7 +100,7 @@ async def test_r2_a_killed_server_loses_nothing(queue, own_server, store, rng, l
 
 
 async def test_r3_a_frozen_worker_that_wakes_is_refused(queue, own_server, store, rng, long_form):
-    """A result races with the beat that would tell its worker: that news is made to come late."""
+    """A result races with the heartbeat that reports its lost lease: that reply is delayed."""
     count, freezes = 1000 if long_form else 400, range(10)
     options = ["--steps", "30", "--news-ms", "400"]
     asked = questions(count)

@@ -7,10 +7,9 @@ import json
 import pytest
 
 from allrounder_service.jobs import execution
-from allrounder_service.jobs.execution import MAX_ATTEMPTS, MAX_READS, Answered, execute
-from allrounder_service.jobs.records import LineRef
-from allrounder_service.jobs.states import JobState
-from allrounder_service.jobs.transitions import Claim
+from allrounder_service.jobs.execution import MAX_ATTEMPTS, MAX_READS, LineResponse, execute
+from allrounder_service.jobs.queue import Claim
+from allrounder_service.jobs.records import JobState, LineRef
 
 LINE = json.dumps({"url": "/v1/chat", "body": {"question": "?"}}).encode()
 
@@ -33,10 +32,10 @@ class Folder:
 class Answers:
     """Gives these answers in turn, the last one again and again."""
 
-    def __init__(self, *answers: Answered) -> None:
+    def __init__(self, *answers: LineResponse) -> None:
         self.left, self.asked = list(answers), list[str]()
 
-    async def __call__(self, url, body, *, tenant, id, job) -> Answered:
+    async def __call__(self, url, body, *, tenant, id, job) -> LineResponse:
         self.asked.append(id)
         return self.left.pop(0) if len(self.left) > 1 else self.left[0]
 
@@ -48,11 +47,11 @@ def claim(*, attempts: int = 1, is_alone: bool = False) -> Claim:
     )
 
 
-def error(status: int, code: str) -> Answered:
-    return Answered(status=status, body={"error": {"code": code}})
+def error(status: int, code: str) -> LineResponse:
+    return LineResponse(status=status, body={"error": {"code": code}})
 
 
-GOOD = Answered(status=200, body={"answer": "yes"})
+GOOD = LineResponse(status=200, body={"answer": "yes"})
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +63,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("code", ["draining", "engine_dead", "loading"])
 async def test_an_engine_that_goes_away_gives_the_line_back_without_blame(code):
     outcome = await execute(claim(), Folder(), Answers(error(503, code)))
-    assert (outcome.give_back, outcome.failed, outcome.content) == (True, False, b"")
+    assert (outcome.release, outcome.failed, outcome.content) == (True, False, b"")
 
 
 async def test_no_room_is_never_how_a_line_ends():
@@ -86,28 +85,28 @@ async def test_a_line_that_does_not_fit_is_told_so_after_a_few_attempts():
 async def test_a_fault_beside_others_sends_the_line_back_and_alone_it_is_its_own():
     answers = Answers(error(500, "step_failed"))
     beside = await execute(claim(), Folder(), answers)
-    assert (beside.give_back, beside.failed) == (True, True)
+    assert (beside.release, beside.failed) == (True, True)
     alone = await execute(claim(is_alone=True), Folder(), answers)
-    assert (alone.give_back, alone.state) == (False, JobState.FAILED)
+    assert (alone.release, alone.state) == (False, JobState.FAILED)
     assert json.loads(alone.content)["status_code"] == 500
 
 
 async def test_an_error_of_its_own_ends_a_line_at_once():
     outcome = await execute(claim(), Folder(), Answers(error(500, "internal_error")))
-    assert (outcome.give_back, outcome.result.code) == (False, "internal_error")
+    assert (outcome.release, outcome.result.code) == (False, "internal_error")
 
 
 async def test_what_cannot_be_read_is_left_to_others_and_at_last_taken_for_lost():
     for attempts in range(1, MAX_READS):
         outcome = await execute(claim(attempts=attempts), Folder(None), Answers(GOOD))
-        assert (outcome.give_back, outcome.unreadable) == (True, True)
+        assert (outcome.release, outcome.unreadable) == (True, True)
     outcome = await execute(claim(attempts=MAX_READS), Folder(None), Answers(GOOD))
-    assert (outcome.give_back, outcome.state) == (False, JobState.FAILED)
+    assert (outcome.release, outcome.state) == (False, JobState.FAILED)
     assert outcome.result.code == "input_unavailable"
 
 
 async def test_half_a_character_is_published_as_it_came():
-    refused = Answered(status=422, body={"error": {"code": "invalid_field", "param": "\ud800"}})
+    refused = LineResponse(status=422, body={"error": {"code": "invalid_field", "param": "\ud800"}})
     outcome = await execute(claim(), Folder(), Answers(refused))
     assert outcome.result.status == 422
     assert json.loads(outcome.content)["body"] == refused.body

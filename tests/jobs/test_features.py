@@ -8,7 +8,7 @@ import pytest
 
 from allrounder.errors import QueueUnavailable, QueueUnsupported
 from allrounder_service.jobs.connection import connect
-from allrounder_service.jobs.features import examine_server
+from allrounder_service.jobs.server import examine_server
 from tests.jobs.servers import running_server
 
 pytestmark = pytest.mark.timeout(120)

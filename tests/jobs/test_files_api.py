@@ -147,7 +147,7 @@ async def test_a_wrong_field_is_a_400_that_names_it_and_stores_nothing(serve):
 
 
 async def test_limits_of_bytes_lines_and_line_length_hold(serve, monkeypatch):
-    monkeypatch.setattr("allrounder_service.jobs.uploads.MAX_LINE_BYTES", 200_000)
+    monkeypatch.setattr("allrounder_service.jobs.files.MAX_LINE_BYTES", 200_000)
     async with serve(max_file_bytes=300_000, max_batch_lines=50_000) as served:
         most = await served.http.post("/v1/files", **form(b"{}\n" * 50_000))
         assert most.status_code == 200

@@ -1,4 +1,4 @@
-"""Redis without memory and without disk: refused at the door, nothing accepted is lost."""
+"""Redis without memory or disk: new batches are refused, nothing accepted is lost."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from pathlib import Path
 import pytest
 
 from allrounder.errors import QueueUnavailable
-from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.blob_store import BlobStore
 from allrounder_service.jobs.connection import connect, queue_errors
-from allrounder_service.jobs.ids import new_batch_id
 from allrounder_service.jobs.invariants import find_violations
-from allrounder_service.jobs.queue import Queue
-from allrounder_service.jobs.states import JobState
-from allrounder_service.jobs.transitions import Admission, NewBatch, QueueLimits
+from allrounder_service.jobs.queue import Admission, NewBatch, Queue, QueueLimits
+from allrounder_service.jobs.records import JobState, new_batch_id
 from tests.jobs.fleet import Fleet, check_all, load_batch, num_ended, questions, wait_until_ended
 from tests.jobs.servers import BINARIES, RunningServer, running_server
 
@@ -52,7 +50,7 @@ async def queue(small_server: RunningServer) -> AsyncIterator[Queue]:
 async def test_r7_without_memory_new_batches_are_refused_and_running_lines_end(
     queue, small_server, tmp_path
 ):
-    store, asked = Store(tmp_path / "data"), questions(100)
+    store, asked = BlobStore(tmp_path / "data"), questions(100)
     batch = await load_batch(queue, store, asked)
     accepted, refusal = await _create_until_refused(queue)
     assert refusal.status == 503
@@ -74,7 +72,7 @@ async def test_r7_without_memory_new_batches_are_refused_and_running_lines_end(
 async def test_r8_without_disk_new_batches_are_refused_and_accepted_ones_survive(
     queue, small_server, tmp_path
 ):
-    store, asked = Store(tmp_path / "data"), questions(60)
+    store, asked = BlobStore(tmp_path / "data"), questions(60)
     batch = await load_batch(queue, store, asked)
     written = sum(each.stat().st_size for each in small_server.folder.rglob("*.aof"))
     # A limit on the size of a file fails the write as a full disk does, and needs no mount.

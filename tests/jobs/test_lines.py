@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allrounder_service.jobs import input_lines as lines
-from allrounder_service.jobs.input_lines import LineCounter, find_faults, read_lines, take
+from allrounder_service.jobs import batch_files as lines
+from allrounder_service.jobs.batch_files import LineCounter, find_faults, read_lines, take
 from tests.jobs.serving import ENDPOINT, request_line
 
 pieces = st.lists(st.sampled_from([b"\n", b"\r\n", b" ", b"{}", b"ab\ncd", b"", b"\n\n"]))

@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 
 from allrounder_service.jobs.embedded.binary import CONFIG
-from allrounder_service.jobs.ids import new_batch_id
-from allrounder_service.jobs.records import LineRef, LineResult
+from allrounder_service.jobs.queue import QueueLimits
+from allrounder_service.jobs.records import JobState, LineRef, LineResult, new_batch_id
 from allrounder_service.jobs.runtime import jobs_options
-from allrounder_service.jobs.states import JobState
-from allrounder_service.jobs.transitions import QueueLimits
 from allrounder_service.settings import Settings
 from tests.jobs.scenes import SHA, Scene, connected
 from tests.jobs.servers import BINARIES, running_server
@@ -39,12 +37,12 @@ async def bytes_of_a_line(url: str) -> float:
         before = (await client.info("memory"))["used_memory"]
         batch = new_batch_id()
         await scene.create(batch, NUM_LINES, TENANT)
-        tended = await scene.tend(batch)
-        assert await scene.queue.begin(tended)
+        lease = await scene.lease_batch(batch)
+        assert await scene.queue.begin(lease)
         for first in range(0, NUM_LINES, 500):
             lines = range(first, first + 500)
             refs = [LineRef(sha256=SHA, offset=100_000_000 + n, length=100_000) for n in lines]
-            assert await scene.queue.submit(tended, first, refs)
+            assert await scene.queue.submit(lease, first, refs)
         while claimed := await scene.claim(WORKER, 64):
             for each in claimed:
                 assert await scene.queue.done(each.job, each.fence, JobState.DONE, RESULT)

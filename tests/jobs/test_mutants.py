@@ -1,4 +1,4 @@
-"""The promises can be broken: for each way to break the queue one of them notices."""
+"""The contracts can be violated: each mutant of the scripts violates one of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import Phase
 from redis.asyncio import Redis
 
-from allrounder_service.jobs.lua import load_sources
+from allrounder_service.jobs.queue import load_sources
 from tests.jobs.contracts import CONTRACTS, Contract
 from tests.jobs.scenes import Scene, connected
 from tests.jobs.servers import BINARIES, RunningServer, running_server
@@ -21,342 +21,342 @@ pytestmark = pytest.mark.timeout(180)
 
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
-    """`old` becomes `new` in one script, once; the check that is known to notice goes first."""
+    """`old` becomes `new` once in one script, which violates the contract `caught_by`."""
 
     script: str = ""
     old: str = ""
     new: str = ""
     start: str = "0"
-    noticed_by: str
+    caught_by: str
 
 
 MUTANTS: dict[str, Mutant] = {
-    "done: any fence publishes": Mutant(
+    "done: any fencing token publishes": Mutant(
         script="done",
         old="if j[2] == ARGV[2] and j[1] == 'running' then",
         new="if j[1] == 'running' then",
-        noticed_by="a_stale_execution_publishes_nothing",
+        caught_by="a_stale_execution_publishes_nothing",
     ),
     "done: ended lines end again": Mutant(
         script="done",
         old="if j[2] == ARGV[2] and j[1] == 'running' then",
         new="if j[2] == ARGV[2] then",
-        noticed_by="every_transition_of_a_line_may_be_repeated",
+        caught_by="every_transition_of_a_line_is_idempotent",
     ),
-    "beat: takes lines back": Mutant(
-        script="beat",
+    "heartbeat: renews leases of others": Mutant(
+        script="heartbeat",
         old="if j[1] == 'running' and j[2] == ARGV[i + 1] then",
         new="if j[1] == 'running' then",
-        noticed_by="a_frozen_worker_that_wakes_does_not_take_its_line_back",
+        caught_by="a_worker_that_resumes_does_not_regain_its_line",
     ),
-    "beat: renews nothing": Mutant(
-        script="beat",
+    "heartbeat: renews nothing": Mutant(
+        script="heartbeat",
         old="'g', worker, 0, j[4], 'JUSTID')",
         new="'g', worker, 0, j[4], 'IDLE', 10000000, 'JUSTID')",
-        noticed_by="a_beat_renews_a_lease_and_names_what_was_lost",
+        caught_by="a_heartbeat_renews_leases_and_names_lost_ones",
     ),
     "claim: acknowledged before the result": Mutant(
         script="claim",
         old="attempts, alone and 1 or 0}",
-        new="attempts, alone and 1 or 0} take_out(lane, sid)",
-        noticed_by="what_a_dead_worker_held_is_done_by_another",
+        new="attempts, alone and 1 or 0} remove_entry(lane, sid)",
+        caught_by="lines_of_a_crashed_worker_are_redelivered",
     ),
-    "claim: the old fence again": Mutant(
+    "claim: the old fencing token again": Mutant(
         script="claim",
         old="'fence', 1)",
         new="'fence', 0)",
-        noticed_by="a_released_line_goes_on_without_a_crash",
+        caught_by="a_released_line_is_retried_without_a_crash",
     ),
-    "claim: the turn at suspects without an end": Mutant(
+    "claim: a solo lease that never expires": Mutant(
         script="claim",
         old="'NX', 'PX', ARGV[4])",
         new="'NX') if alone and running == 0 then return out end",
-        noticed_by="the_turn_at_suspects_ends_with_its_worker",
+        caught_by="the_solo_lease_expires_with_its_worker",
     ),
-    "claim: suspects in a batch": Mutant(
+    "claim: suspects beside other lines": Mutant(
         script="claim",
         old="ipairs(alone and {'suspect'} or {'retry', 'batch'})",
         new="ipairs({'suspect', 'retry', 'batch'})",
-        noticed_by="a_suspect_runs_alone_while_others_go_on",
+        caught_by="a_suspect_runs_alone_while_others_go_on",
     ),
-    "claim: a suspect beside a running batch": Mutant(
+    "claim: a suspect beside running lines": Mutant(
         script="claim",
         old="if alone and running > 0 then return out end",
         new="",
-        noticed_by="one_worker_empties_its_batch_before_it_runs_a_suspect",
+        caught_by="one_worker_drains_before_it_runs_a_suspect",
     ),
-    "claim: company for a suspect": Mutant(
+    "claim: other lines beside a running suspect": Mutant(
         script="claim",
         old="if running > 0 and #redis.call(",
         new="if false and #redis.call(",
-        noticed_by="a_suspect_has_no_company_even_when_its_turn_has_lapsed",
+        caught_by="a_suspect_runs_alone_even_after_the_solo_lease_has_expired",
     ),
-    "claim: new lines before those begun": Mutant(
+    "claim: new lines before retries": Mutant(
         script="claim",
         old="{'retry', 'batch'}",
         new="{'batch', 'retry'}",
-        noticed_by="what_was_begun_goes_before_what_is_new",
+        caught_by="retries_are_claimed_before_new_lines",
     ),
-    "prepare: groups that see only what comes": Mutant(
-        start="$", noticed_by="work_older_than_the_consumer_groups_is_found"
+    "prepare: groups that read only later entries": Mutant(
+        start="$", caught_by="work_older_than_the_consumer_groups_is_found"
     ),
     "promote: a lane with MAXLEN": Mutant(
         script="submit",
         old="redis.call('XADD', P .. 'lane:batch', '*',",
         new="redis.call('XADD', P .. 'lane:batch', 'MAXLEN', 32, '*',",
-        noticed_by="the_lane_keeps_every_line_of_a_window_in_order",
+        caught_by="the_lane_keeps_every_line_of_a_window_in_order",
     ),
     "promote: no window": Mutant(
         script="submit",
         old="local free = window -",
         new="local free = 100000 -",
-        noticed_by="a_tenant_waits_behind_one_window_of_another",
+        caught_by="a_tenant_waits_behind_one_window_of_another",
     ),
-    "claim: what runs keeps its place in the window": Mutant(
+    "claim: running lines stay in the window": Mutant(
         script="claim",
-        old="leave_window(j[3])\n          if not",
+        old="shrink_window(j[3])\n          if not",
         new="if not",
-        noticed_by="what_runs_takes_no_room_from_what_waits",
+        caught_by="running_lines_do_not_count_in_the_window",
     ),
-    "claim: a window that was left stays empty": Mutant(
+    "claim: the window is not refilled": Mutant(
         script="claim",
         old="for _, tenant in ipairs(tenants) do promote(tenant, tonumber(ARGV[5])) end",
         new="",
-        noticed_by="what_runs_takes_no_room_from_what_waits",
+        caught_by="running_lines_do_not_count_in_the_window",
     ),
-    "release: what fails never runs alone": Mutant(
+    "release: a line that fails never runs alone": Mutant(
         script="release",
         old="(j[4] == 'suspect' or faults > 1)",
         new="j[4] == 'suspect'",
-        noticed_by="what_fails_beside_others_twice_runs_alone",
+        caught_by="a_line_that_fails_beside_others_twice_runs_alone",
     ),
-    "release: who gives back is suspect": Mutant(
+    "release: every released line counts as failed": Mutant(
         script="release",
         old="ARGV[4] == '1'",
         new="true",
-        noticed_by="what_fails_beside_others_twice_runs_alone",
+        caught_by="a_line_that_fails_beside_others_twice_runs_alone",
     ),
-    "reap: no grace after an outage": Mutant(
+    "reap: no grace period after an outage": Mutant(
         script="reap",
         old="if redis.call('EXISTS', P .. 'grace') == 1 then return 0 end",
         new="",
-        noticed_by="after_an_outage_nobody_is_dead_for_a_lease",
+        caught_by="after_an_outage_no_line_is_reclaimed_for_one_lease",
     ),
-    "reap: grace for ever": Mutant(
+    "reap: a grace period without end": Mutant(
         script="reap",
         old="redis.call('SET', P .. 'grace', 1, 'PX', ARGV[1])",
         new="redis.call('SET', P .. 'grace', 1)",
-        noticed_by="after_an_outage_nobody_is_dead_for_a_lease",
+        caught_by="after_an_outage_no_line_is_reclaimed_for_one_lease",
     ),
-    "publish: the window is not given back": Mutant(
+    "publish: the window does not shrink": Mutant(
         script="withdraw",
         old="redis.call('HINCRBY', P .. 'window', tenant, -1) <= 0",
         new="redis.call('HINCRBY', P .. 'window', tenant, 0) <= 0",
-        noticed_by="a_window_is_filled_again_by_every_way_out",
+        caught_by="every_end_of_a_line_refills_the_window",
     ),
     "publish: the entry stays in the lane": Mutant(
         script="done",
         old="redis.call('XDEL', P .. 'lane:' .. lane, sid)",
         new="",
-        noticed_by="a_batch_runs_from_the_door_to_its_files",
+        caught_by="a_batch_runs_from_admission_to_its_files",
     ),
-    "publish: the last line wakes nobody": Mutant(
+    "publish: the last line does not end the batch": Mutant(
         script="done",
-        old="if redis.call('HINCRBY', batch, 'remaining', -1) == 0 then settle(j[4]) end",
+        old="if redis.call('HINCRBY', batch, 'remaining', -1) == 0 then lines_ended(j[4]) end",
         new="redis.call('HINCRBY', batch, 'remaining', -1)",
-        noticed_by="a_batch_runs_from_the_door_to_its_files",
+        caught_by="a_batch_runs_from_admission_to_its_files",
     ),
-    "settle: the steward is not called": Mutant(
+    "lines_ended: the batch is not due": Mutant(
         script="done",
-        old="redis.call('ZADD', P .. 'care', now(), batch)",
+        old="redis.call('ZADD', DUE, now(), batch)",
         new="",
-        noticed_by="a_steward_is_found_for_every_batch_that_needs_one",
+        caught_by="a_batch_is_due_whenever_it_needs_a_controller",
     ),
-    "publish: depth is not given back": Mutant(
+    "publish: the depth is not reduced": Mutant(
         script="done",
-        old="  count_down(j[3], 1)\n",
+        old="  reduce_depth(j[3], 1)\n",
         new="",
-        noticed_by="admission_ends_at_the_limits_and_begins_again_below",
+        caught_by="admission_ends_at_the_limits_and_begins_again_below",
     ),
-    "reap: the dead worker's fence stays good": Mutant(
+    "reap: the fencing token of a crashed worker stays valid": Mutant(
         script="reap",
         old="redis.call('HINCRBY', key, 'fence', 1)",
         new="",
-        noticed_by="a_worker_is_fenced_off_as_soon_as_its_line_is_taken_back",
+        caught_by="a_worker_is_fenced_off_as_soon_as_its_line_is_reclaimed",
     ),
     "reap: every crash counts as one alone": Mutant(
         script="reap",
         old="lane == 'suspect' and redis.call('HINCRBY', key, 'solo_crashes', 1) or 0",
         new="redis.call('HINCRBY', key, 'solo_crashes', 1)",
-        noticed_by="poison_takes_no_innocent_with_it",
+        caught_by="poison_lines_fail_no_other_line",
     ),
-    "reap: no line is ever given up": Mutant(
+    "reap: no line becomes a dead letter": Mutant(
         script="reap",
         old="solo >= tonumber(ARGV[2])",
         new="solo > 1000",
-        noticed_by="a_second_crash_makes_a_line_suspect_and_the_second_alone_ends_it",
+        caught_by="a_second_crash_makes_a_line_suspect_and_two_alone_a_dead_letter",
     ),
-    "reap: lines called off run again": Mutant(
+    "reap: lines of a stopped batch run again": Mutant(
         script="reap",
         old="if cancel ~= '' then",
         new="if false then",
-        noticed_by="lines_called_off_end_wherever_they_are",
+        caught_by="lines_of_a_stopped_batch_end_in_every_state",
     ),
-    "reap: consumers are removed with what they hold": Mutant(
+    "reap: consumers are removed with their pending entries": Mutant(
         script="reap",
         old="if consumer[4] == 0 and consumer[6]",
         new="if consumer[6]",
-        noticed_by="a_consumer_is_removed_only_when_it_holds_nothing",
+        caught_by="a_consumer_is_removed_only_when_it_holds_nothing",
     ),
-    "reap: looks at the first thousands only": Mutant(
+    "reap: scans the first thousands only": Mutant(
         script="reap",
         old="until cursor == '0-0' or taken >= 200",
         new="until true",
-        noticed_by="a_lapsed_lease_is_found_behind_thousands_that_are_not",
+        caught_by="an_expired_lease_is_found_behind_thousands_that_are_not",
     ),
     "release: counted as a crash": Mutant(
         script="release",
         old="if j[3] ~= '' then",
         new="redis.call('HINCRBY', P .. 'job:' .. ARGV[1], 'crashes', 1) if j[3] ~= '' then",
-        noticed_by="a_released_line_goes_on_without_a_crash",
+        caught_by="a_released_line_is_retried_without_a_crash",
     ),
-    "release: any fence": Mutant(
+    "release: any fencing token": Mutant(
         script="release",
         old="if j[2] ~= ARGV[2] then return 0 end",
         new="",
-        noticed_by="a_stale_execution_publishes_nothing",
+        caught_by="a_stale_execution_publishes_nothing",
     ),
-    "submit: lines that are there come again": Mutant(
+    "submit: repeated lines are submitted again": Mutant(
         script="submit",
         old="if redis.call('HSETNX', job, 'state', 'queued') == 1 then",
         new="redis.call('HSET', job, 'state', 'queued') do",
-        noticed_by="lines_come_in_order_once_and_no_more_than_were_admitted",
+        caught_by="lines_come_in_order_once_and_no_more_than_were_admitted",
     ),
-    "submit: any fence": Mutant(
+    "submit: any fencing token": Mutant(
         script="submit",
         old="if b[1] ~= ARGV[2] or b[2]",
         new="if b[2]",
-        noticed_by="a_steward_with_a_wrong_fence_changes_nothing",
+        caught_by="a_controller_with_a_wrong_fencing_token_changes_nothing",
     ),
-    "submit: a gap is overlooked": Mutant(
+    "submit: gaps are accepted": Mutant(
         script="submit",
         old="first > submitted or last",
         new="last",
-        noticed_by="lines_come_in_order_once_and_no_more_than_were_admitted",
+        caught_by="lines_come_in_order_once_and_no_more_than_were_admitted",
     ),
-    "begin: any fence": Mutant(
+    "begin: any fencing token": Mutant(
         script="begin",
         old="if b[1] ~= ARGV[2] or b[6]",
         new="if b[6]",
-        noticed_by="a_steward_with_a_wrong_fence_changes_nothing",
+        caught_by="a_controller_with_a_wrong_fencing_token_changes_nothing",
     ),
-    "finalize: any fence": Mutant(
+    "finalize: any fencing token": Mutant(
         script="finalize",
         old="if b[1] ~= ARGV[2] or number",
         new="if number",
-        noticed_by="a_stale_steward_cannot_withdraw_sweep_finalize_or_forget",
+        caught_by="a_stale_controller_cannot_withdraw_sweep_finalize_or_forget",
     ),
     "finalize: lines may be left": Mutant(
         script="finalize",
         old="or number(b[3]) ~= 0 then",
         new="then",
-        noticed_by="a_line_that_finishes_after_all_counts_as_done",
+        caught_by="a_line_that_finishes_after_the_cancellation_counts_as_done",
     ),
-    "tend: the steward before is not fenced off": Mutant(
-        script="tend",
+    "lease_batch: the previous controller is not fenced off": Mutant(
+        script="lease_batch",
         old="'fence', 1)",
         new="'fence', 0)",
-        noticed_by="a_steward_with_a_wrong_fence_changes_nothing",
+        caught_by="a_controller_with_a_wrong_fencing_token_changes_nothing",
     ),
-    "cancel: calls off twice": Mutant(
+    "cancel: stops twice": Mutant(
         script="cancel",
         old="if b[3] ~= '' or (",
         new="if (",
-        noticed_by="lines_called_off_end_wherever_they_are",
+        caught_by="lines_of_a_stopped_batch_end_in_every_state",
     ),
-    "cancel: what was not submitted is forgotten": Mutant(
+    "cancel: lines that were not submitted are ignored": Mutant(
         script="cancel",
         old="return redis.call('HINCRBY', key, 'remaining', 0 - withheld)",
         new="return 1",
-        noticed_by="a_batch_that_was_never_begun_ends_when_called_off",
+        caught_by="a_batch_that_was_never_started_ends_when_stopped",
     ),
     "cancel: a count of -0": Mutant(
         script="cancel",
         old="'depth', tenant, 0 - lines)",
         new="'depth', tenant, -lines)",
-        noticed_by="cancelling_works_before_the_end_and_changes_nothing_after",
+        caught_by="cancelling_works_before_the_end_and_changes_nothing_after",
     ),
-    "withdraw: running lines are not told": Mutant(
+    "withdraw: running lines are not marked": Mutant(
         script="withdraw",
         old="redis.call('HSET', P .. 'job:' .. job, 'cancel', b[2])",
         new="",
-        noticed_by="lines_called_off_end_wherever_they_are",
+        caught_by="lines_of_a_stopped_batch_end_in_every_state",
     ),
-    "create: keys are not looked up": Mutant(
+    "create: idempotency keys are ignored": Mutant(
         script="create",
         old="if old[1] and redis",
         new="if false and redis",
-        noticed_by="one_idempotency_key_makes_one_batch",
+        caught_by="one_idempotency_key_makes_one_batch",
     ),
-    "create: keys outlive their batch": Mutant(
+    "create: idempotency keys outlive their batch": Mutant(
         script="create",
         old="if old[1] and redis.call('EXISTS', P .. 'batch:' .. old[1]) == 1 then",
         new="if old[1] then",
-        noticed_by="an_idempotency_key_is_free_again_when_its_batch_is_forgotten",
+        caught_by="an_idempotency_key_is_free_again_when_its_batch_is_forgotten",
     ),
-    "create: lines that ended take no room": Mutant(
+    "create: ended lines do not count": Mutant(
         script="create",
         old="number(redis.call('GET', P .. 'held'))",
         new="number(redis.call('HGET', P .. 'depth', ':all'))",
-        noticed_by="lines_that_ended_take_room_until_their_batch_is_cleaned_up",
+        caught_by="ended_lines_count_against_the_limit_until_the_clean_up",
     ),
-    "sweep: room is given back twice": Mutant(
+    "sweep: held is reduced twice": Mutant(
         script="sweep",
         old="if b[5] == '0' and redis",
         new="if redis",
-        noticed_by="lines_that_ended_take_room_until_their_batch_is_cleaned_up",
+        caught_by="ended_lines_count_against_the_limit_until_the_clean_up",
     ),
-    "purge: a batch that still runs": Mutant(
+    "purge: a running batch": Mutant(
         script="purge",
         old="if not b[1] or not b[2] then",
         new="if not b[1] then",
-        noticed_by="only_a_batch_that_has_ended_is_purged",
+        caught_by="only_a_batch_that_has_ended_is_purged",
     ),
-    "purge: a batch that is forgotten": Mutant(
+    "purge: a deleted batch": Mutant(
         script="purge",
         old="if not b[1] or not b[2] then",
         new="if b[1] and not b[2] then",
-        noticed_by="only_a_batch_that_has_ended_is_purged",
+        caught_by="only_a_batch_that_has_ended_is_purged",
     ),
-    "census: a lane that is missing": Mutant(
+    "census: a missing lane": Mutant(
         script="census",
         old="there and redis",
         new="redis",
-        noticed_by="the_census_of_a_server_that_was_emptied_counts_nothing",
+        caught_by="the_census_of_a_server_that_was_emptied_counts_nothing",
     ),
-    "create: keys live for ever": Mutant(
+    "create: idempotency keys never expire": Mutant(
         script="create",
         old="redis.call('EXPIRE', idem, ARGV[8])",
         new="",
-        noticed_by="one_idempotency_key_makes_one_batch",
+        caught_by="one_idempotency_key_makes_one_batch",
     ),
-    "keep: any steward": Mutant(
-        script="keep",
+    "renew_batch: any controller": Mutant(
+        script="renew_batch",
         old="~= ARGV[2] then return 0 end",
         new="== '' then return 0 end",
-        noticed_by="a_steward_with_a_wrong_fence_changes_nothing",
+        caught_by="a_controller_with_a_wrong_fencing_token_changes_nothing",
     ),
-    "retire: the turn is kept": Mutant(
+    "retire: the solo lease is kept": Mutant(
         script="retire",
         old="if redis.call('GET', P .. 'solo') == ARGV[1] then",
         new="if false then",
-        noticed_by="a_worker_that_retires_hands_its_turn_on",
+        caught_by="a_retiring_worker_releases_the_solo_lease",
     ),
 }
 
 
 def mutated(mutant: Mutant) -> dict[str, str]:
-    """Sources in which the one text was there once, and is another now."""
+    """The sources with one text replaced; it must occur exactly once."""
     sources = dict(load_sources())
     if mutant.script:
         found = sources[mutant.script].count(mutant.old)
@@ -373,7 +373,7 @@ def quick_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSe
 
 
 async def find_fault(client: Redis, check: Contract, mutant: Mutant) -> str:
-    """How the check ends on the mutant; '' where it holds."""
+    """How the mutant violates the contract; '' where it does not."""
     await client.flushall()
     scene = Scene(client, sources=mutated(mutant), start=mutant.start)
     try:
@@ -386,49 +386,49 @@ async def find_fault(client: Redis, check: Contract, mutant: Mutant) -> str:
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-async def test_a_broken_queue_breaks_its_promise(name: str, quick_server: RunningServer) -> None:
+async def test_a_mutant_violates_its_contract(name: str, quick_server: RunningServer) -> None:
     mutant = MUTANTS[name]
     async with connected(quick_server.url) as client:
-        fault = await find_fault(client, CONTRACTS[mutant.noticed_by], mutant)
-    print(f"{name:50} {mutant.noticed_by}: {fault[:120]}")
+        fault = await find_fault(client, CONTRACTS[mutant.caught_by], mutant)
+    print(f"{name:50} {mutant.caught_by}: {fault[:120]}")
     assert fault
 
 
-@pytest.mark.parametrize("name", sorted({mutant.noticed_by for mutant in MUTANTS.values()}))
-async def test_the_real_queue_keeps_that_promise(name: str, quick_server: RunningServer) -> None:
+@pytest.mark.parametrize("name", sorted({mutant.caught_by for mutant in MUTANTS.values()}))
+async def test_the_real_queue_keeps_that_contract(name: str, quick_server: RunningServer) -> None:
     async with connected(quick_server.url) as client:
-        assert await find_fault(client, CONTRACTS[name], Mutant(noticed_by=name)) == ""
+        assert await find_fault(client, CONTRACTS[name], Mutant(caught_by=name)) == ""
 
 
-SOON_FOUND = (
-    "done: any fence publishes",
-    "beat: takes lines back",
+FOUND_SOON = (
+    "done: any fencing token publishes",
+    "heartbeat: renews leases of others",
     "claim: acknowledged before the result",
-    "claim: the old fence again",
-    "reap: the dead worker's fence stays good",
-    "claim: what runs keeps its place in the window",
+    "claim: the old fencing token again",
+    "reap: the fencing token of a crashed worker stays valid",
+    "claim: running lines stay in the window",
 )
 # Each takes half a minute of random steps; the named contracts find them at once.
-LATE_FOUND = (
+FOUND_LATE = (
     "done: ended lines end again",
-    "beat: renews nothing",
-    "claim: suspects in a batch",
+    "heartbeat: renews nothing",
+    "claim: suspects beside other lines",
 )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "stepped_over" in metafunc.fixturenames:
+    if "found_by_steps" in metafunc.fixturenames:
         long_form = metafunc.config.getoption("--long")
-        metafunc.parametrize("stepped_over", [*SOON_FOUND, *LATE_FOUND * bool(long_form)])
+        metafunc.parametrize("found_by_steps", [*FOUND_SOON, *FOUND_LATE * bool(long_form)])
 
 
-def test_a_broken_queue_is_found_by_random_steps_too(
-    stepped_over: str, quick_server: RunningServer
+def test_a_mutant_is_found_by_random_steps_too(
+    found_by_steps: str, quick_server: RunningServer
 ) -> None:
     with pytest.raises(AssertionError):
         explore(
             quick_server,
-            mutated(MUTANTS[stepped_over]),
+            mutated(MUTANTS[found_by_steps]),
             max_examples=60,
             stateful_step_count=40,
             phases=[Phase.generate],

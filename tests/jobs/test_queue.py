@@ -1,4 +1,4 @@
-"""The queue keeps its promises on every server that it may meet, also when memory is full."""
+"""The queue keeps its contracts on every supported server, also when its memory is full."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from redis.exceptions import OutOfMemoryError
 
-from allrounder_service.jobs.lua import load_sources
-from allrounder_service.jobs.queue import CHUNK_LINES
+from allrounder_service.jobs.queue import CHUNK_LINES, load_sources
 from allrounder_service.jobs.redis_keys import key
 from tests.jobs.contracts import CONTRACTS
 from tests.jobs.scenes import Scene, connected, refs
@@ -55,33 +54,33 @@ async def test_with_redis_full_nothing_is_half_submitted_and_what_runs_can_end(
             await scene.submit("old", 8)
             done, released, lost, _ = await scene.claim("w", 4)
             await scene.create("new", 500)
-            tended = await scene.tend("new")
-            assert await scene.queue.begin(tended)
+            lease = await scene.lease_batch("new")
+            assert await scene.queue.begin(lease)
             await client.config_set("maxmemory", 1)
             before = await scene.dump()
             with pytest.raises(OutOfMemoryError):
-                await scene.queue.submit(tended, 0, refs(0, 500))
+                await scene.queue.submit(lease, 0, refs(0, 500))
             with pytest.raises(OutOfMemoryError):
                 await scene.create("third", 5)
             assert await scene.dump() == before
             assert (await scene.queue.census()).lines == 508
-            assert await scene.queue.beat("w", {lost.job: lost.fence})
+            assert await scene.queue.heartbeat("w", {lost.job: lost.fence})
             assert await scene.end(done)
             assert await scene.queue.release(released.job, released.fence)
             assert await scene.crash("w") == 2
             assert len(await scene.claim("w", 9)) == 7
             await scene.queue.cancel("old", "t")
-            old = await scene.queue.tend()
+            old = await scene.queue.lease_batch()
             assert old is not None
             assert old.batch == "old"
             await scene.withdraw_all(old)
             await scene.crash("w")
             assert await scene.finish(old)
             assert await scene.queue.sweep(old, 0) == 1
-            assert await scene.queue.leave(old)
+            assert await scene.queue.hand_back(old)
             await client.config_set("maxmemory", "256mb")
-            assert await scene.queue.submit(tended, 0, refs(0, 500))
-            await scene.queue.leave(tended)
+            assert await scene.queue.submit(lease, 0, refs(0, 500))
+            await scene.queue.hand_back(lease)
             assert await scene.run_dry() == 500
             assert await scene.violations() == []
 
@@ -99,7 +98,7 @@ async def test_fifty_thousand_lines_are_submitted_in_seconds(
         await scene.submit("b", 50_000)
         submitted = time.perf_counter()
         await scene.queue.cancel("b", "t")
-        await scene.withdraw_all(await scene.tend("b"))
+        await scene.withdraw_all(await scene.lease_batch("b"))
         withdrawn = time.perf_counter()
         print(f"50,000 lines submitted in {submitted - started:.1f} s,", end=" ")
         print(f"withdrawn in {withdrawn - submitted:.1f} s, {CHUNK_LINES} to a script")

@@ -1,7 +1,7 @@
-"""Any sequence of transitions, with replies lost and holders that die, freeze and wake.
+"""Any sequence of transitions, with lost replies and with holders of leases that crash or pause.
 
-The model says after each step what Redis must hold; at the end all holders die, and a fresh worker
-and steward must bring every batch to its end.
+The model says after each step what Redis must hold; at the end all holders crash, and a new worker
+and batch controller must bring every batch to its end.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 from redis.asyncio import Redis
 
-from allrounder_service.jobs.records import LineError, LineResult
+from allrounder_service.jobs import redis_keys as keys
+from allrounder_service.jobs.queue import BatchLease
+from allrounder_service.jobs.records import JobState, LineError, LineResult
 from allrounder_service.jobs.redis_keys import key
-from allrounder_service.jobs.replies import read_ranks, scan_hashes
-from allrounder_service.jobs.states import JobState
-from allrounder_service.jobs.transitions import Tended
+from allrounder_service.jobs.redis_reads import read_ranks, scan_hashes
 from tests.jobs.model import LEASED, NOW, WINDOW, Model
 from tests.jobs.scenes import LONG_AGO_MS, Scene, connected, new_batch, refs, result
 from tests.jobs.servers import BINARIES, RunningServer, running_server
@@ -31,7 +31,7 @@ T = TypeVar("T")
 TENANTS = ("a", "b")
 WORKERS = ("w1", "w2", "w3")
 ENDS = (JobState.DONE, JobState.DONE, JobState.FAILED, JobState.CANCELLED)
-# Longer than any example takes, shorter than what `Scene.lapse` says of a dead one's silence.
+# Longer than any example takes, shorter than the idle time that `Scene.lapse` sets.
 LEASE_MS = LONG_AGO_MS // 2
 LATEST = 0
 indexes = st.integers(0, 1_000)
@@ -48,7 +48,7 @@ class QueueMachine(RuleBasedStateMachine):
         # What each living worker believes to hold, and every execution that was ever given out.
         self.leases: dict[str, dict[str, int]] = {name: {} for name in WORKERS}
         self.given: list[tuple[str, int]] = []
-        self.stewards: list[Tended] = []
+        self.batch_leases: list[BatchLease] = []
         self.num_batches = 0
         # Key, tenant and batch of the order before.
         self.latest: tuple[str, str, str] | None = None
@@ -78,41 +78,41 @@ class QueueMachine(RuleBasedStateMachine):
             self.model.create(id, tenant, lines)
 
     @rule(answered=mostly)
-    def tend(self, answered) -> None:
+    def lease_batch(self, answered) -> None:
         due = self.model.due()
-        tended = self.run(self.queue.tend())
-        assert (tended is not None) == bool(due)
-        if tended is not None:
-            assert tended.batch in due
-            assert tended.fence == self.model.tend(tended.batch)
+        lease = self.run(self.queue.lease_batch())
+        assert (lease is not None) == bool(due)
+        if lease is not None:
+            assert lease.batch in due
+            assert lease.fence == self.model.lease_batch(lease.batch)
             if answered:
-                self.stewards.append(tended)
+                self.batch_leases.append(lease)
 
-    @precondition(lambda self: self.stewards)
+    @precondition(lambda self: self.batch_leases)
     @rule(which=indexes, good=mostly)
     def begin(self, which, good) -> None:
-        tended = self.steward(which)
+        lease = self.batch_lease(which)
         errors = () if good else (LineError(code="c", message="m", line=1),)
-        found = self.run(self.queue.begin(tended, errors))
-        assert found == self.model.begin(tended.batch, tended.fence, good=good)
+        found = self.run(self.queue.begin(lease, errors))
+        assert found == self.model.begin(lease.batch, lease.fence, good=good)
 
-    @precondition(lambda self: self.stewards)
+    @precondition(lambda self: self.batch_leases)
     @rule(which=indexes, back=st.integers(-1, 2), count=st.integers(1, 7), whole=mostly)
     def submit(self, which, back, count, whole) -> None:
-        tended = self.steward(which)
-        batch = self.model.batches.get(tended.batch)
+        lease = self.batch_lease(which)
+        batch = self.model.batches.get(lease.batch)
         known = batch.submitted if batch else 0
         first = max(0, known - back)
         count = max(1, batch.total - first) if batch and whole else count
-        found = self.run(self.queue.submit(tended, first, refs(first, first + count)))
-        assert found == self.model.submit(tended.batch, tended.fence, first, count)
+        found = self.run(self.queue.submit(lease, first, refs(first, first + count)))
+        assert found == self.model.submit(lease.batch, lease.fence, first, count)
 
     @rule()
     def serve(self) -> None:
-        """All that a steward does for the batch that needs it most."""
-        known = len(self.stewards)
-        self.tend(answered=True)
-        if len(self.stewards) > known:
+        """Every step of a controller for the batch that has been due longest."""
+        known = len(self.batch_leases)
+        self.lease_batch(answered=True)
+        if len(self.batch_leases) > known:
             self.begin(LATEST, good=True)
             self.expire(LATEST)
             self.submit(LATEST, back=0, count=1, whole=True)
@@ -120,7 +120,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.finalize(LATEST)
             self.sweep(LATEST)
             self.forget(LATEST)
-            self.leave(LATEST)
+            self.hand_back(LATEST)
 
     @initialize(sizes=st.lists(st.integers(1, 7), min_size=2, max_size=3))
     def begin_with_work(self, sizes) -> None:
@@ -156,15 +156,15 @@ class QueueMachine(RuleBasedStateMachine):
         lanes = [
             self.model.lines[id].lane for id, fence in held.items() if self.is_valid(id, fence)
         ]
-        assert "suspect" not in lanes or len(held) == 1, "a suspect line has company"
+        assert "suspect" not in lanes or len(held) == 1, "another line runs beside a suspect"
 
     @rule(worker=st.sampled_from(WORKERS), late=st.booleans())
-    def beat(self, worker, late) -> None:
+    def heartbeat(self, worker, late) -> None:
         held = self.leases[worker]
         if late:
             self.lose_a_worker(worker, noticed=False, dies=False)
-        answer = self.run(self.queue.beat(worker, held))
-        assert (set(answer.lost), set(answer.stop)) == self.model.beat(held)
+        answer = self.run(self.queue.heartbeat(worker, held))
+        assert (set(answer.lost), set(answer.stop)) == self.model.heartbeat(held)
         for id in answer.lost:
             del held[id]
         if late:
@@ -172,15 +172,15 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(two=st.permutations(WORKERS), want=st.integers(1, 3), state=st.sampled_from(ENDS))
     def freeze_at_work(self, two, want, state) -> None:
-        """When it wakes, another has its lines."""
+        """When it resumes, another worker has its lines."""
         frozen, other, _ = two
         self.claim(frozen, want, answered=True)
         held = [*self.leases[frozen].items()]
         self.lose_a_worker(frozen, noticed=True, dies=True)
         self.claim(other, want, answered=True)
         for id, fence in held:
-            beaten = self.run(self.queue.beat(frozen, {id: fence}))
-            assert (set(beaten.lost), set(beaten.stop)) == self.model.beat({id: fence})
+            beaten = self.run(self.queue.heartbeat(frozen, {id: fence}))
+            assert (set(beaten.lost), set(beaten.stop)) == self.model.heartbeat({id: fence})
             self.publish(id, fence, state, result(f"{id}#{fence}"))
 
     @precondition(lambda self: any(self.leases.values()))
@@ -204,11 +204,11 @@ class QueueMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.given)
     @rule(which=indexes)
-    def beat_by_a_ghost(self, which) -> None:
+    def heartbeat_by_a_ghost(self, which) -> None:
         id, fence = self.ghost(which)
         line = self.model.lines[id]
-        answer = self.run(self.queue.beat(line.owner or "ghost", {id: fence}))
-        assert (set(answer.lost), set(answer.stop)) == self.model.beat({id: fence})
+        answer = self.run(self.queue.heartbeat(line.owner or "ghost", {id: fence}))
+        assert (set(answer.lost), set(answer.stop)) == self.model.heartbeat({id: fence})
 
     @precondition(lambda self: self.given)
     @rule(which=indexes, failed=st.booleans())
@@ -222,7 +222,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(worker=st.sampled_from(WORKERS), noticed=mostly, dies=st.booleans())
     def lose_a_worker(self, worker, noticed, dies) -> None:
-        """It dies, or freezes and wakes later with all that it believed to hold."""
+        """It crashes, or resumes later and still assumes its leases."""
         self.run(self.scene.lapse(worker))
         self.model.lapse(worker)
         if dies:
@@ -241,7 +241,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model.solo)
     @rule()
-    def let_the_turn_at_suspects_lapse(self) -> None:
+    def let_the_solo_lease_expire(self) -> None:
         self.run(self.scene.client.delete(key("solo")))
         self.model.solo = ""
 
@@ -251,40 +251,40 @@ class QueueMachine(RuleBasedStateMachine):
         id = self.batch(which)
         assert self.run(self.queue.cancel(id, tenant)) == self.model.cancel(id, tenant)
 
-    @precondition(lambda self: self.stewards)
+    @precondition(lambda self: self.batch_leases)
     @rule(which=indexes)
     def expire(self, which) -> None:
-        tended = self.steward(which)
-        found = self.run(self.queue.expire(tended))
-        assert found == self.model.expire(tended.batch, tended.fence)
+        lease = self.batch_lease(which)
+        found = self.run(self.queue.expire(lease))
+        assert found == self.model.expire(lease.batch, lease.fence)
 
-    @precondition(lambda self: self.stewards)
+    @precondition(lambda self: self.batch_leases)
     @rule(which=indexes)
     def withdraw(self, which) -> None:
-        tended = self.steward(which)
-        found = self.run(self.queue.withdraw(tended, 0))
-        assert found == self.model.withdraw(tended.batch, tended.fence)
+        lease = self.batch_lease(which)
+        found = self.run(self.queue.withdraw(lease, 0))
+        assert found == self.model.withdraw(lease.batch, lease.fence)
 
-    @precondition(lambda self: self.stewards)
+    @precondition(lambda self: self.batch_leases)
     @rule(which=indexes)
     def finalize(self, which) -> None:
-        tended = self.steward(which)
-        found = self.run(self.scene.finish(tended))
-        assert found == self.model.finalize(tended.batch, tended.fence)
+        lease = self.batch_lease(which)
+        found = self.run(self.scene.finish(lease))
+        assert found == self.model.finalize(lease.batch, lease.fence)
 
-    @precondition(lambda self: self.stewards)
+    @precondition(lambda self: self.batch_leases)
     @rule(which=indexes)
     def sweep(self, which) -> None:
-        tended = self.steward(which)
-        found = self.run(self.queue.sweep(tended, 0))
-        assert found == self.model.sweep(tended.batch, tended.fence)
+        lease = self.batch_lease(which)
+        found = self.run(self.queue.sweep(lease, 0))
+        assert found == self.model.sweep(lease.batch, lease.fence)
 
-    @precondition(lambda self: self.stewards)
+    @precondition(lambda self: self.batch_leases)
     @rule(which=indexes)
     def forget(self, which) -> None:
-        tended = self.steward(which)
-        found = self.run(self.queue.forget(tended))
-        assert found == self.model.forget(tended.batch, tended.fence)
+        lease = self.batch_lease(which)
+        found = self.run(self.queue.forget(lease))
+        assert found == self.model.forget(lease.batch, lease.fence)
 
     @precondition(lambda self: self.model.batches)
     @rule(which=indexes)
@@ -292,27 +292,27 @@ class QueueMachine(RuleBasedStateMachine):
         id = self.batch(which)
         assert self.run(self.queue.purge(id)) == self.model.purge(id)
 
-    @precondition(lambda self: self.stewards)
+    @precondition(lambda self: self.batch_leases)
     @rule(which=indexes)
-    def leave(self, which) -> None:
-        tended = self.steward(which)
-        found = self.run(self.queue.leave(tended, poll_seconds=0))
-        assert found == self.model.leave(tended.batch, tended.fence)
+    def hand_back(self, which) -> None:
+        lease = self.batch_lease(which)
+        found = self.run(self.queue.hand_back(lease, poll_seconds=0))
+        assert found == self.model.hand_back(lease.batch, lease.fence)
 
-    @precondition(lambda self: self.stewards)
+    @precondition(lambda self: self.batch_leases)
     @rule(which=indexes)
-    def keep(self, which) -> None:
-        tended = self.steward(which)
-        found = self.run(self.queue.keep(tended))
-        assert found == self.model.keep(tended.batch, tended.fence)
+    def renew_batch(self, which) -> None:
+        lease = self.batch_lease(which)
+        found = self.run(self.queue.renew_batch(lease))
+        assert found == self.model.renew_batch(lease.batch, lease.fence)
 
     @precondition(lambda self: self.model.batches)
     @rule(which=indexes)
-    def lose_a_steward(self, which) -> None:
+    def let_a_batch_lease_run_out(self, which) -> None:
         batch = self.model.batches[self.batch(which)]
-        if batch.care == LEASED:
-            self.run(self.scene.client.zadd(key("care"), {batch.id: 0}))
-            batch.care = NOW
+        if batch.due == LEASED:
+            self.run(self.scene.client.zadd(key(keys.DUE), {batch.id: 0}))
+            batch.due = NOW
 
     @precondition(lambda self: self.model.batches)
     @rule(which=indexes)
@@ -324,9 +324,9 @@ class QueueMachine(RuleBasedStateMachine):
         else:
             self.run(self.scene.set_field(batch.id, expires_ms=1))
             batch.is_over = True
-        if batch.care != LEASED:
-            self.run(self.scene.client.zadd(key("care"), {batch.id: 0}))
-            batch.care = NOW
+        if batch.due != LEASED:
+            self.run(self.scene.client.zadd(key(keys.DUE), {batch.id: 0}))
+            batch.due = NOW
 
     @invariant()
     def redis_holds_what_the_model_says(self) -> None:
@@ -359,7 +359,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.run(self.scene.violations()) == []
 
     def teardown(self) -> None:
-        """All holders are dead. What is left must end by itself, each line exactly once."""
+        """All holders have crashed. What is left must end, each line published exactly once."""
         for worker in WORKERS:
             self.lose_a_worker(worker, noticed=True, dies=True)
         before = dict(self.model.published)
@@ -382,8 +382,8 @@ class QueueMachine(RuleBasedStateMachine):
         client = self.scene.client
         async with asyncio.timeout(60):
             await client.delete(key("solo"))
-            for id in await read_ranks(client, key("care")):
-                await client.zadd(key("care"), {id: 0})
+            for id in await read_ranks(client, key(keys.DUE)):
+                await client.zadd(key(keys.DUE), {id: 0})
                 if self.model.batches[id].may_be_forgotten:
                     await self.scene.set_field(id, forget_ms=2**52)
             await self.scene.run_dry()
@@ -394,8 +394,8 @@ class QueueMachine(RuleBasedStateMachine):
             client, key("job", "")
         )
 
-    def steward(self, which: int) -> Tended:
-        return self.stewards[-1 - which % len(self.stewards)]
+    def batch_lease(self, which: int) -> BatchLease:
+        return self.batch_leases[-1 - which % len(self.batch_leases)]
 
     def batch(self, which: int) -> str:
         return list(self.model.batches)[which % len(self.model.batches)]

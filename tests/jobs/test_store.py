@@ -1,4 +1,4 @@
-"""Bytes on the volume: named by content, durable, private, and gone when nobody needs them."""
+"""Bytes on the volume: named by content, durable, private, and removed once unreferenced."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ import time
 import pytest
 
 from allrounder_service.jobs import redis_keys as keys
-from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.blob_store import BlobStore
 from allrounder_service.jobs.connection import connect
-from allrounder_service.jobs.file_records import Files, NewUpload
-from allrounder_service.jobs.ids import derived_file_id, derived_line_id, new_batch_id, new_file_id
-from allrounder_service.jobs.pages import PageRequest, UnknownCursor
+from allrounder_service.jobs.files import FileRepository, NewUpload
+from allrounder_service.jobs.records import (
+    derived_file_id,
+    derived_line_id,
+    new_batch_id,
+    new_file_id,
+)
 from allrounder_service.jobs.redis_keys import key
+from allrounder_service.jobs.redis_reads import PageRequest, UnknownCursor
 from allrounder_service.jobs.sweeper import Sweeper
 
 OLD = 2 * keys.DRAFT_SECONDS
@@ -23,7 +28,7 @@ OLD = 2 * keys.DRAFT_SECONDS
 
 @pytest.fixture
 def store(tmp_path):
-    made = Store(tmp_path / "files")
+    made = BlobStore(tmp_path / "files")
     made.prepare()
     return made
 
@@ -79,7 +84,7 @@ def test_a_discarded_draft_leaves_nothing(store):
 def test_only_this_user_may_read_whatever_the_umask(tmp_path):
     old = os.umask(0)
     try:
-        store = Store(tmp_path / "files")
+        store = BlobStore(tmp_path / "files")
         store.prepare()
         batch = new_batch_id()
         put(store)
@@ -144,22 +149,22 @@ def test_ids_have_one_form_and_derived_ones_are_stable():
     assert derived_line_id(batch, 1) != derived_line_id(batch, 11)
 
 
-async def test_a_sweep_takes_only_what_is_old_and_unneeded(store, client, sweeper):
-    files = Files(client)
-    needed, fresh, unneeded = put(store, b"n"), put(store, b"f"), put(store, b"u")
+async def test_a_sweep_takes_only_what_is_old_and_unreferenced(store, client, sweeper):
+    files = FileRepository(client)
+    needed, fresh, unreferenced = put(store, b"n"), put(store, b"f"), put(store, b"u")
     await files.add(upload(needed))
     age(store.blob_path(needed))
-    age(store.blob_path(unneeded))
+    age(store.blob_path(unreferenced))
     assert await sweeper.sweep() == 1
     assert store.read(needed, 0, 1) == b"n"
     assert store.read(fresh, 0, 1) == b"f"
     with pytest.raises(FileNotFoundError):
-        store.open(unneeded)
+        store.open(unreferenced)
     assert await sweeper.sweep() == 0
 
 
 async def test_bytes_that_two_files_share_stay_until_both_are_deleted(store, client, sweeper):
-    files = Files(client)
+    files = FileRepository(client)
     sha256 = put(store)
     mine, theirs = await files.add(upload(sha256)), await files.add(upload(sha256, tenant="b"))
     age(store.blob_path(sha256))
@@ -213,14 +218,14 @@ async def test_one_process_sweeps_in_a_while(store, client, sweeper):
     sha256 = put(store)
     await sweeper.sweep()
     age(store.blob_path(sha256))
-    assert await sweeper.sweep_now_and_then() == 1
+    assert await sweeper.sweep_if_due() == 1
     age(store.blob_path(put(store)))
-    assert await sweeper.sweep_now_and_then() == 0
+    assert await sweeper.sweep_if_due() == 0
     assert 0 < await client.ttl(key("sweeping")) <= keys.SWEEP_SECONDS
 
 
 async def test_files_expire_when_their_time_is_over(store, client):
-    files = Files(client)
+    files = FileRepository(client)
     kept, short = await files.add(upload("a" * 64)), await files.add(upload("a" * 64, seconds=1))
     assert short.expires_at == short.created_at + 1
     assert await files.get("a", short.id) == short
@@ -232,7 +237,7 @@ async def test_files_expire_when_their_time_is_over(store, client):
 
 
 async def test_pages_follow_each_other_in_both_orders_and_for_one_purpose(client):
-    files = Files(client)
+    files = FileRepository(client)
     ids = [(await files.add(upload("a" * 64))).id for _ in range(7)]
     await client.hset(key("file", ids[2]), "purpose", "batch_output")
     for newest_first in (True, False):

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from allrounder_service.jobs import tasks
 from allrounder_service.jobs.connection import connect
-from allrounder_service.jobs.tasks import end, persist
+from allrounder_service.jobs.tasks import cancel_and_wait, supervise
 
 
 async def test_a_task_of_redis_calls_always_ends(redis_url):
@@ -24,7 +24,7 @@ async def test_a_task_of_redis_calls_always_ends(redis_url):
         for _ in range(30):
             task = asyncio.create_task(ask_on())
             await asyncio.sleep(chance.uniform(0, 0.004))
-            await end(task)
+            await cancel_and_wait(task)
             assert task.done()
     await client.aclose()
 
@@ -42,7 +42,7 @@ async def test_work_that_fails_is_done_again_and_each_failure_is_told_once(caplo
             raise fault
 
     async with asyncio.timeout(8):
-        await persist(work, task="the work")
+        await supervise(work, task="the work")
     assert not left
     assert [record.exc_info[1].args for record in caplog.records] == [("one",), ("two",)]
 
@@ -57,7 +57,7 @@ async def test_work_that_fails_is_done_less_and_less_often(monkeypatch):
             raise Fault
 
     async with asyncio.timeout(8):
-        await persist(work, task="the work")
+        await supervise(work, task="the work")
     pauses = [later - sooner for sooner, later in pairwise(times)]
     least = [0.1, 0.2, 0.4, 0.4]
     assert all(pause >= 0.9 * wanted for pause, wanted in zip(pauses, least, strict=True))
@@ -67,8 +67,8 @@ async def test_work_that_always_fails_ends_when_it_is_cancelled():
     async def work():
         raise Fault
 
-    task = asyncio.create_task(persist(work, task="the work"))
+    task = asyncio.create_task(supervise(work, task="the work"))
     await asyncio.sleep(0.05)
     async with asyncio.timeout(8):
-        await end(task)
+        await cancel_and_wait(task)
     assert task.cancelled()

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.blob_store import BlobStore
 from allrounder_service.jobs.connection import connect
-from allrounder_service.jobs.queue import Queue
-from allrounder_service.jobs.states import JobState
-from allrounder_service.jobs.transitions import QueueLimits
+from allrounder_service.jobs.queue import Queue, QueueLimits
+from allrounder_service.jobs.records import JobState
 from tests.jobs.fleet import Fleet, check_all, load_batch, num_ended, questions, wait_until_ended
 from tests.jobs.standin import StandInEngine
 
@@ -36,17 +35,17 @@ async def queue(redis_url: str) -> AsyncIterator[Queue]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "data")
+def store(tmp_path: Path) -> BlobStore:
+    return BlobStore(tmp_path / "data")
 
 
-def _fleet(url: str, store: Store, size: int) -> Fleet:
+def _fleet(url: str, store: BlobStore, size: int) -> Fleet:
     options = {"slots": SLOTS, "step-ms": STEP_MS, "steps": STEPS, "lease-ms": 5000}
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return Fleet(url, store.results.parent, size=size, options=flags)
 
 
-async def _seconds(queue: Queue, store: Store, url: str, *, count: int, workers: int) -> float:
+async def _seconds(queue: Queue, store: BlobStore, url: str, *, count: int, workers: int) -> float:
     """From the first line that ended to the last, so that starting processes is not counted."""
     asked = questions(count)
     batch = await load_batch(queue, store, asked)

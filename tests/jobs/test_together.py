@@ -16,11 +16,11 @@ import pytest
 
 from allrounder.engine.engine import Engine
 from allrounder.engine.fake import FakeRunner
-from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.blob_store import BlobStore
 from allrounder_service.jobs.connection import connect
 from allrounder_service.jobs.invariants import find_violations
 from allrounder_service.jobs.redis_keys import key
-from allrounder_service.jobs.replies import scan_hashes
+from allrounder_service.jobs.redis_reads import scan_hashes
 from allrounder_service.main import create_app
 from allrounder_service.settings import Settings
 from tests.api.calls import chat_body
@@ -143,7 +143,7 @@ async def test_a_line_that_is_lost_and_comes_back_runs_once_more(redis_url, tmp_
         client = connect(redis_url)
         lane, lost = key("lane", "batch"), None
         while lost is None:
-            # A beat may have renewed it meanwhile.
+            # A heartbeat may have renewed it meanwhile.
             for entry in await client.xpending_range(lane, "g", "-", "+", 10):
                 at = (entry["consumer"], 0, entry["message_id"], "IDLE", 10_000_000, "JUSTID")
                 await client.execute_command("XCLAIM", lane, "g", *at)
@@ -158,7 +158,7 @@ async def test_a_volume_that_is_away_for_a_while_costs_no_line(redis_url, tmp_pa
     async with running(redis_url, tmp_path, runner, max_running=2) as app:
         batch = await app.submit([ANSWER] * 12)
         await app.until(batch, lambda each: each["request_counts"]["completed"] >= 1)
-        there = Store(tmp_path / "files").blobs
+        there = BlobStore(tmp_path / "files").blobs
         away = there.rename(tmp_path / "away")
         client = connect(redis_url)
         given_back = 0

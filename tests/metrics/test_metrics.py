@@ -22,11 +22,10 @@ from allrounder.errors import (
     StartupError,
 )
 from allrounder.images import decode_image
+from allrounder_service.jobs.queue import Census, LaneCount
 from allrounder_service.jobs.redis_keys import LANES
-from allrounder_service.jobs.transitions import Census, LaneCount
-from allrounder_service.metrics.definitions import build_instruments
+from allrounder_service.metrics.definitions import build_instruments, render
 from allrounder_service.metrics.engine_metrics import EngineGauges, EngineMetrics, HttpMetrics
-from allrounder_service.metrics.exposition import render
 from allrounder_service.metrics.queue_metrics import JobsGauges
 from tests.engine.driving import whole
 from tests.intake.pictures import red
@@ -63,7 +62,7 @@ class Measured:
         self.instruments = build_instruments()
         self.instruments.registry.register(EngineGauges(status, EngineState))
         self.jobs = JobsGauges()
-        self.jobs.note(CENSUS)
+        self.jobs.update(CENSUS)
         self.instruments.registry.register(self.jobs)
         self.engine = EngineMetrics(self.instruments)
         self.http = HttpMetrics(self.instruments)
@@ -247,13 +246,13 @@ def test_batch_jobs_are_shown_as_they_were_counted(measured):
 def test_before_anything_is_known_of_jobs_and_without_a_queue_nothing_is_said(measured):
     silent = JobsGauges()
     assert [*silent.collect()] == []
-    measured.jobs.note_no_queue()
+    measured.jobs.clear()
     assert [*measured.jobs.collect()] == []
     names = {family.name for family in measured.jobs.describe()}
     assert {"allrounder_jobs_redis_up", "allrounder_jobs_queue_depth"} <= names
 
 
 def test_without_redis_nothing_is_said_of_jobs_but_that(measured):
-    measured.jobs.note(None)
+    measured.jobs.update(None)
     assert measured.value("jobs_redis_up") == 0
     assert measured.value("jobs_running") is None

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allrounder.core import ModelGeometry, PromptShape
-from allrounder.cost import LLAVA_1_5_7B, cost_of, par_paper
+from allrounder.cost import cost_of
 from allrounder.errors import InvalidField
 from allrounder.pruning import make_strategy
 from allrounder.pruning.allocate import Allocator, rescheduled, trimmed
@@ -19,7 +19,7 @@ from allrounder.pruning.frontier import PublishedFrontier
 from allrounder.pruning.llavolta import windows
 from allrounder.pruning.retention import mutual_information, num_centres, num_kept, retention
 from allrounder.pruning.strategy import Arrival, Context, View
-from tests.cases import STRATEGIES
+from tests.cases import LLAVA_1_5_7B, STRATEGIES
 
 TOKEN_CASES = [case for case in STRATEGIES if case.prunes_tokens and "+" not in case.name]
 V = 576
@@ -245,21 +245,3 @@ def test_rows_of_several_position_axes_are_not_numbered_anew(name: str) -> None:
         strategy.check(Context(geometry=LLAVA_1_5_7B, position_axes=3))
     assert caught.value.param == "budget.options.renumber"
     assert caught.value.status == 422
-
-
-@pytest.mark.parametrize(
-    ("tokens", "layers", "teraflops", "percent"),
-    [
-        (576, 32, (11.04, 11.06), (100, 100)),
-        (144, 28, (5.66, 5.69), (51.25, 51.45)),
-        (576, 24, (8.27, 8.31), (74.95, 75.15)),
-        (272, 30, (7.30, 7.35), (66.1, 66.4)),
-        (128, 24, (4.75, 4.80), (43.1, 43.4)),
-    ],
-)
-def test_the_papers_own_count_prints_its_figures(
-    tokens: int, layers: int, teraflops: tuple[float, float], percent: tuple[float, float]
-) -> None:
-    cost = par_paper(tokens, layers)
-    assert teraflops[0] <= cost.teraflops <= teraflops[1]
-    assert percent[0] <= 100 * cost.ratio <= percent[1]

@@ -10,7 +10,7 @@ import pytest
 
 from allrounder.demo.questions import ask_questions
 from allrounder.demo.scene_pool import pool_scene
-from allrounder.demo.scenes import NUM_PATCHES, Split, object_patches, render
+from allrounder.demo.scenes import NUM_PATCHES, SceneSplit, object_patches, render
 from tests.service.conftest import Service
 
 NUM_SCENES = 60
@@ -24,7 +24,7 @@ def test_kept_tokens_fall_on_the_named_object(
 ) -> None:
     gains, kept_shares, random_shares = [], [], []
     for index in range(NUM_SCENES):
-        scene, rng = pool_scene(Split.TEST, 0, index)
+        scene, rng = pool_scene(SceneSplit.TEST, 0, index)
         questions = ask_questions(scene, Random(index), per_type=1, types=TYPES)
         question = next((q for q in questions if len(q.objects) == 1), None)
         if question is None:

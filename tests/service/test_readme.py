@@ -68,7 +68,7 @@ def test_the_sdk_prints_what_is_shown_and_curl_gets_the_same(live_url: str) -> N
 def test_the_batch_prints_what_is_shown_and_curl_submits_it_again(
     batch_url: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "app").symlink_to(ROOT / "app")
+    (tmp_path / "allrounder").symlink_to(ROOT / "allrounder")
     shown = _block("text", "completed 3 of 3")
     script = _block("python", "client.batches.create")
     assert _run(batch_url, sys.executable, "-c", script, folder=tmp_path) == shown

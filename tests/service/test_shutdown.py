@@ -16,10 +16,9 @@ import pytest
 
 from allrounder_service.jobs.connection import connect
 from allrounder_service.jobs.invariants import find_violations
-from allrounder_service.jobs.queue import Queue
+from allrounder_service.jobs.queue import Queue, QueueLimits
+from allrounder_service.jobs.records import JobState
 from allrounder_service.jobs.redis_keys import key
-from allrounder_service.jobs.states import JobState
-from allrounder_service.jobs.transitions import QueueLimits
 from tests.jobs.servers import BINARIES, RunningServer, running_server
 from tests.service.live import live_process
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from allrounder.measure.frozen import FrozenModel
 from allrounder.models.loading import load_adapter
-from allrounder.training.bank import PictureBank
-from allrounder.training.frozen import FrozenModel
-from allrounder.training.samples import load_pictures
+from allrounder.training.bank import ImageBank
+from allrounder.training.samples import load_images
 from tests.tiny import tiny_llava_folder
 
 NUM_LAYERS, WIDTH = 4, 32
@@ -39,5 +39,5 @@ def frozen(tiny_folder: Path) -> FrozenModel:
 
 
 @pytest.fixture(scope="session")
-def bank(frozen: FrozenModel) -> PictureBank:
-    return PictureBank(frozen, load_pictures("demo", num_samples=10, seed=0))
+def bank(frozen: FrozenModel) -> ImageBank:
+    return ImageBank(frozen, load_images("demo", num_samples=10, seed=0))

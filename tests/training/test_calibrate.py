@@ -17,15 +17,14 @@ from allrounder.core.budget import Budget, Counts, FlopsShare, Quality
 from allrounder.engine.execution.runner import ModelRunner
 from allrounder.engine.execution.sequence import Sequence as DeviceSequence
 from allrounder.engine.planning.planner import CalibrationUse
+from allrounder.measure.frozen import FrozenModel
 from allrounder.models.loading import load_adapter
 from allrounder.router.network import MetaRouter, RouterConfig
 from allrounder.router.weights import Calibration, load_router, save_router
 from allrounder.training import calibrate as calibration_module
-from allrounder.training.bank import PictureBank
-from allrounder.training.calibrate import calibrate, loyalty_of
-from allrounder.training.frozen import FrozenModel
-from allrounder.training.isotonic import isotonic, isotonic_grid
-from allrounder.training.samples import load_pictures
+from allrounder.training.bank import ImageBank
+from allrounder.training.calibrate import calibrate, isotonic, isotonic_grid, loyalty_of
+from allrounder.training.samples import load_images
 from tests.engine.driving import begin, whole
 from tests.tiny import NUM_VISUAL, chat_request, reference_model, tiny_llava_folder
 
@@ -40,7 +39,7 @@ class Calibrated:
         self._folder = folder
         self.adapter = load_adapter(str(_steady_llava(folder / "tiny")), device="cpu")
         frozen = FrozenModel(self.adapter, max_answer_tokens=MAX_TOKENS)
-        self.bank = PictureBank(frozen, load_pictures("demo", num_samples=NUM_SAMPLES, seed=0))
+        self.bank = ImageBank(frozen, load_images("demo", num_samples=NUM_SAMPLES, seed=0))
         self.calibration = calibrate(self._saved_router(None), self.bank)
         self._saved_router(self.calibration)
         self.dense = self.ask(FlopsShare(share=1.0))
@@ -79,11 +78,11 @@ class Calibrated:
         return sequences
 
     def _requests(self, form: Budget) -> Iterator[ChatRequest]:
-        for idx, picture in enumerate(self.bank.pictures):
-            for question in picture.questions:
+        for idx, image in enumerate(self.bank.images):
+            for question in image.questions:
                 yield replace(
                     chat_request(id=f"{idx} {question}"),
-                    images=(picture.load(),),
+                    images=(image.load(),),
                     question=question,
                     budget=BudgetRequest(form=form, requested=None, strategy="par"),
                     sampling=SamplingParams(max_tokens=MAX_TOKENS),
@@ -158,17 +157,17 @@ def test_a_margin_makes_no_answer_cheaper_and_few_samples_promise_little(
     assert calibrated.ask(Quality(loyalty=0.95), margin=1)[0].plan.is_dense
 
 
-def test_errors_are_by_picture_and_never_nothing() -> None:
+def test_errors_are_by_image_and_never_nothing() -> None:
     agrees_S = torch.tensor([1, 1, 1, 1, 0, 0, 1, 0], dtype=torch.float64)
     agrees_SG = torch.stack([agrees_S, torch.ones(8), torch.ones(8)], dim=1)[:, None].double()
     loyalty = loyalty_of(agrees_SG, [4, 4, 4, 4, 9, 9, 7, 7])
     assert loyalty.mean == ((0.625, 1.0, 1.0),)
-    # Residual sums by picture: 4 x 0.375, -2 x 0.625, 1 - 2 x 0.625.
+    # Residual sums by image: 4 x 0.375, -2 x 0.625, 1 - 2 x 0.625.
     expected = (1.5 * (1.5**2 + 1.25**2 + 0.25**2)) ** 0.5 / 8
     assert loyalty.standard_error[0] == pytest.approx((expected, 1 / 8, 0.0))
 
 
-def test_questions_about_a_single_picture_promise_nothing() -> None:
+def test_questions_about_a_single_image_promise_nothing() -> None:
     loyalty = loyalty_of(torch.ones(6, 1, 2, dtype=torch.float64), [3] * 6)
     assert loyalty.standard_error == ((1.0, 0.0),)
 

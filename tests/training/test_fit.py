@@ -11,11 +11,12 @@ from torch.testing import assert_close
 
 from allrounder.router.network import MetaRouter, RouterConfig
 from allrounder.training.actions import draw_actions
-from allrounder.training.bank import PictureBank
-from allrounder.training.collect import Measured
+from allrounder.training.bank import ImageBank
+from allrounder.training.collect import PreferenceSample
+from allrounder.training.distillation import distillation_loss
 from allrounder.training.fit import Schedule, fit, router_inputs
-from allrounder.training.losses import PreferenceLoss, attention_loss
 from allrounder.training.options import RouterTrainingOptions
+from allrounder.training.preferences import PreferenceLoss
 from tests.tiny import NUM_VISUAL
 from tests.training.conftest import WIDTH
 
@@ -35,18 +36,18 @@ def tiny_router(match_heads: int = 0) -> MetaRouter:
     )
 
 
-def bright_tokens(bank: PictureBank, picture_idx: int) -> torch.Tensor:
-    """The quarter of a picture's tokens whose first feature is largest: V."""
-    first_V = bank.visual(picture_idx)[:, 0]
+def bright_tokens(bank: ImageBank, image_idx: int) -> torch.Tensor:
+    """The quarter of an image's tokens whose first feature is largest: V."""
+    first_V = bank.visual(image_idx)[:, 0]
     return first_V >= first_V.quantile(0.75)
 
 
-def planted_samples(bank: PictureBank, count: int) -> list[Measured]:
+def planted_samples(bank: ImageBank, count: int) -> list[PreferenceSample]:
     """Actions harm the more the fewer bright tokens they keep, and by skipping layer 3."""
     samples = []
     for idx in range(count):
-        picture_idx = idx % len(bank.pictures)
-        bright_V = bright_tokens(bank, picture_idx)
+        image_idx = idx % len(bank.images)
+        bright_V = bright_tokens(bank, image_idx)
         kept_AV = torch.zeros(5, NUM_VISUAL, dtype=torch.bool)
         runs_AN = torch.ones(5, 2, dtype=torch.bool)
         for row in range(5):
@@ -54,8 +55,8 @@ def planted_samples(bank: PictureBank, count: int) -> list[Measured]:
             runs_AN[row, int(torch.randint(2, (1,)))] = False
         harm_A = 4.0 * (~runs_AN[:, 1]) - (kept_AV & bright_V).sum(1)
         samples.append(
-            Measured(
-                picture_idx=picture_idx,
+            PreferenceSample(
+                image_idx=image_idx,
                 question_ids=tuple(range(10, 13 + idx % 4)),
                 kept_AV=kept_AV,
                 runs_AN=runs_AN,
@@ -78,19 +79,19 @@ def schedule(epochs: int, muon: float = 0.0) -> Schedule:
     )
 
 
-def assert_ranks_bright_tokens_first(network: MetaRouter, bank: PictureBank) -> None:
+def assert_ranks_bright_tokens_first(network: MetaRouter, bank: ImageBank) -> None:
     """Of as many top tokens as are bright, a quarter would be so by chance."""
-    samples = planted_samples(bank, len(bank.pictures))
+    samples = planted_samples(bank, len(bank.images))
     with torch.no_grad():
         tokens_BV, _ = network(*router_inputs(samples, bank))
     hits = [
-        bright_tokens(bank, sample.picture_idx)[tokens_V.topk(NUM_VISUAL // 4).indices].float()
+        bright_tokens(bank, sample.image_idx)[tokens_V.topk(NUM_VISUAL // 4).indices].float()
         for sample, tokens_V in zip(samples, tokens_BV, strict=True)
     ]
     assert torch.cat(hits).mean() > 0.5
 
 
-def test_a_planted_preference_is_learned(bank: PictureBank) -> None:
+def test_a_planted_preference_is_learned(bank: ImageBank) -> None:
     network, samples = tiny_router(), planted_samples(bank, 96)
     first = fit(network, samples, bank, PreferenceLoss(OPTIONS), schedule(1))
     last = fit(network, samples, bank, PreferenceLoss(OPTIONS), schedule(1))
@@ -102,22 +103,22 @@ def test_a_planted_preference_is_learned(bank: PictureBank) -> None:
 
 
 @pytest.mark.parametrize("muon", [0.0, 0.02])
-def test_attention_is_imitated(bank: PictureBank, muon: float) -> None:
+def test_attention_is_imitated(bank: ImageBank, muon: float) -> None:
     network = tiny_router()
-    fit(network, planted_samples(bank, 24), bank, attention_loss, schedule(6, muon))
+    fit(network, planted_samples(bank, 24), bank, distillation_loss, schedule(6, muon))
     assert_ranks_bright_tokens_first(network, bank)
 
 
-def test_samples_without_a_clear_pair_teach_nothing(bank: PictureBank) -> None:
+def test_samples_without_a_clear_pair_teach_nothing(bank: ImageBank) -> None:
     (sample,) = planted_samples(bank, 1)
-    alike = Measured(**{**vars(sample), "kl_nats": (0.5,) * 5})
+    alike = PreferenceSample(**{**vars(sample), "kl_nats": (0.5,) * 5})
     network = tiny_router()
     tokens_BV, layers_BN = network(*router_inputs([alike], bank))
     assert PreferenceLoss(OPTIONS)([alike], tokens_BV, layers_BN).item() == 0
 
 
 def test_a_match_tells_which_token_the_question_names() -> None:
-    """Every question names one of the picture's tokens by its own vector: no saliency helps."""
+    """Every question names one of the image's tokens by its own vector: no saliency helps."""
     torch.manual_seed(0)
     network = tiny_router(match_heads=4)
     rate = torch.optim.Adam(network.parameters(), lr=3e-3)
@@ -142,7 +143,7 @@ def test_a_match_tells_which_token_the_question_names() -> None:
 
 
 @pytest.mark.parametrize("match_heads", [0, 4])
-def test_a_question_scores_the_same_padded_and_alone(bank: PictureBank, match_heads: int) -> None:
+def test_a_question_scores_the_same_padded_and_alone(bank: ImageBank, match_heads: int) -> None:
     network, samples = tiny_router(match_heads), planted_samples(bank, 4)
     with torch.no_grad():
         for parameter in network.parameters():

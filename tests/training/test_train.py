@@ -12,9 +12,9 @@ from pydantic_settings import CliApp
 from typer.testing import CliRunner
 
 from allrounder.errors import InvalidField
+from allrounder.measure.frozen import FrozenModel
 from allrounder.router.weights import load_router
 from allrounder.training.card import CARD_NAME, command
-from allrounder.training.frozen import FrozenModel
 from allrounder.training.options import RouterTrainingOptions
 from allrounder.training.train_router import train_router
 from allrounder_service.cli.main import cli
@@ -79,7 +79,7 @@ def test_a_repeated_run_reads_its_measured_actions_and_gives_the_same_weights(
 
 
 @pytest.mark.timeout(60)
-def test_imitation_has_pictures_of_its_own_and_later_rounds_try_the_routers_own_scores(
+def test_imitation_has_images_of_its_own_and_later_rounds_try_the_routers_own_scores(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
     manifest = train_router(

@@ -7,14 +7,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from allrounder.evaluation.benchmarks.choices import MultipleChoice, asked
-from allrounder.evaluation.grading import Given, Problems, Row, join, read_answers
-from allrounder.evaluation.local import LocalBenchmark, ScoreFiles, mean, within
+from allrounder.evaluation.grading import (
+    GivenAnswer,
+    LabelledQuestion,
+    Problems,
+    join,
+    read_answers,
+)
+from allrounder.evaluation.local import LocalBenchmark, ScoreFiles, mean, resolve_label_file
 from allrounder.evaluation.official_files import read_records, read_rows, unusable
 from allrounder.evaluation.reading import LETTERS, ONE_WORD
 
 _FILES = "aokvqa_v1p0_val.json and val2017/*.jpg (COCO 2017)"
 _LABELS = ("aokvqa_v1p0_val.json", "*aokvqa*val*.json", "*aokvqa*.json")
-_PICTURES = ("val2017", "train2017", "test2017", "images", ".")
+_IMAGE_FOLDERS = ("val2017", "train2017", "test2017", "images", ".")
 
 
 class AOkvqa(MultipleChoice):
@@ -24,7 +30,7 @@ class AOkvqa(MultipleChoice):
     min(1, matches / 3) over ten people's answers, compared as written, questions marked
     `difficult_direct_answer` left out.
 
-    Files: `aokvqa_v1p0_val.json`, pictures in `val2017/` under COCO's names. Answers: the official
+    Files: `aokvqa_v1p0_val.json`, images in `val2017/` under COCO's names. Answers: the official
     {question_id: {"multiple_choice": choice, "direct_answer": text}}, or lines with question_id and
     a letter or a choice as text.
     """
@@ -32,10 +38,10 @@ class AOkvqa(MultipleChoice):
     name = "aokvqa"
     files = _FILES
     label_files: ClassVar[tuple[str, ...]] = _LABELS
-    picture_folders: ClassVar[tuple[str, ...]] = _PICTURES
+    image_folders: ClassVar[tuple[str, ...]] = _IMAGE_FOLDERS
 
     @classmethod
-    def labelled(cls, path: Path, *, param: str) -> list[Row]:
+    def labelled(cls, path: Path, *, param: str) -> list[LabelledQuestion]:
         return [
             _row(path, value, param=param)
             for value in read_rows(path, ("question_id", "question", "choices"), param=param)
@@ -43,7 +49,7 @@ class AOkvqa(MultipleChoice):
 
     @classmethod
     def score(cls, files: ScoreFiles) -> dict[str, Any]:
-        path = within(files.labels, _LABELS)
+        path = resolve_label_file(files.labels, _LABELS)
         official = _official(files.answers)
         if official is None:
             return super().score(files)
@@ -63,14 +69,16 @@ class AOkvqa(MultipleChoice):
         return found
 
     @classmethod
-    def given(cls, answers: Path) -> list[Given]:
+    def given(cls, answers: Path) -> list[GivenAnswer]:
         return [
-            Given(place=answer.place, id=answer.id, text=answer.text)
+            GivenAnswer(place=answer.place, id=answer.id, text=answer.text)
             for answer in read_answers(answers)
         ]
 
     @classmethod
-    def figures(cls, rows: Sequence[Row], texts: Sequence[str | None]) -> dict[str, Any]:
+    def figures(
+        cls, rows: Sequence[LabelledQuestion], texts: Sequence[str | None]
+    ) -> dict[str, Any]:
         return {"multiple_choice": mean(cls.grades(rows, texts))}
 
 
@@ -80,31 +88,33 @@ class AOkvqaDirect(LocalBenchmark):
     name = "aokvqa-direct"
     files = _FILES
     label_files: ClassVar[tuple[str, ...]] = _LABELS
-    picture_folders: ClassVar[tuple[str, ...]] = _PICTURES
+    image_folders: ClassVar[tuple[str, ...]] = _IMAGE_FOLDERS
 
     @classmethod
-    def labelled(cls, path: Path, *, param: str) -> list[Row]:
+    def labelled(cls, path: Path, *, param: str) -> list[LabelledQuestion]:
         keys = ("question_id", "question", "direct_answers")
         rows = []
         for value in read_rows(path, keys, param=param):
             if value.get("difficult_direct_answer") is True:
                 continue
             rows.append(
-                Row(
+                LabelledQuestion(
                     id=str(value["question_id"]),
                     prompt=f"{value['question']}\n{ONE_WORD}",
                     labels=_people(path, value, param=param),
-                    picture=_picture(value),
+                    image=_image(value),
                 )
             )
         return rows
 
     @staticmethod
-    def grade(row: Row, answer: str) -> float:
+    def grade(row: LabelledQuestion, answer: str) -> float:
         return min(1.0, row.labels.count(answer.strip()) / 3)
 
     @classmethod
-    def figures(cls, rows: Sequence[Row], texts: Sequence[str | None]) -> dict[str, Any]:
+    def figures(
+        cls, rows: Sequence[LabelledQuestion], texts: Sequence[str | None]
+    ) -> dict[str, Any]:
         return {"direct_answer": mean(cls.grades(rows, texts))}
 
 
@@ -115,7 +125,7 @@ def _people(path: Path, value: dict[str, Any], *, param: str) -> tuple[str, ...]
     return tuple(str(answer) for answer in answers)
 
 
-def _row(path: Path, value: dict[str, Any], *, param: str) -> Row:
+def _row(path: Path, value: dict[str, Any], *, param: str) -> LabelledQuestion:
     choices, place = value["choices"], value.get("correct_choice_idx")
     name = str(value["question_id"])
     if not isinstance(choices, list) or not isinstance(place, int):
@@ -123,16 +133,16 @@ def _row(path: Path, value: dict[str, Any], *, param: str) -> Row:
     if not 0 <= place < min(len(choices), len(LETTERS)):
         raise unusable(path, f"{name} has no choice {place}", param=param)
     texts = tuple(str(choice) for choice in choices)
-    return Row(
+    return LabelledQuestion(
         id=name,
         prompt=asked(str(value["question"]), texts),
         label=LETTERS[place],
         choices=texts,
-        picture=_picture(value),
+        image=_image(value),
     )
 
 
-def _picture(value: dict[str, Any]) -> str:
+def _image(value: dict[str, Any]) -> str:
     """COCO 2017 names: twelve digits."""
     number = value.get("image_id")
     return f"{number:012d}.jpg" if isinstance(number, int) else ""
@@ -146,9 +156,9 @@ def _official(answers: Path) -> dict[str, Any] | None:
     return None
 
 
-def _setting(official: dict[str, Any], setting: str) -> list[Given]:
+def _setting(official: dict[str, Any], setting: str) -> list[GivenAnswer]:
     return [
-        Given(place=f"entry {name!r}", id=name, text=text if isinstance(text, str) else None)
+        GivenAnswer(place=f"entry {name!r}", id=name, text=text if isinstance(text, str) else None)
         for name, value in official.items()
         for text in ([value[setting]] if isinstance(value, dict) and setting in value else [])
     ]

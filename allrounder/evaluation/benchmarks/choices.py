@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from allrounder.evaluation.grading import Row
+from allrounder.evaluation.grading import LabelledQuestion
 from allrounder.evaluation.local import LocalBenchmark
 from allrounder.evaluation.reading import LETTERS, ONE_LETTER, option_letter
 
@@ -13,11 +13,11 @@ class MultipleChoice(LocalBenchmark):
     """Graded by the letter that `option_letter` reads; no letter is wrong."""
 
     @staticmethod
-    def grade(row: Row, answer: str) -> float:
+    def grade(row: LabelledQuestion, answer: str) -> float:
         return float(option_letter(answer, row.choices) == row.label)
 
     @staticmethod
-    def understood(row: Row, answer: str, /) -> bool:
+    def is_readable(row: LabelledQuestion, answer: str, /) -> bool:
         return option_letter(answer, row.choices) is not None
 
 

@@ -1,4 +1,4 @@
-"""Held-out procedural scenes: what the embedded model was made for."""
+"""Held-out procedural scenes: the embedded model's own task."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class DemoBenchmark:
 
 def _item(exam: Exam, question: Question, cluster: int) -> DemoItem:
     return DemoItem(
-        image=picture(exam),
+        image=image_of(exam),
         question=question.text,
         type=question.type,
         cluster=cluster,
@@ -66,7 +66,7 @@ def _item(exam: Exam, question: Question, cluster: int) -> DemoItem:
     )
 
 
-def picture(exam: Exam) -> ImageInput:
+def image_of(exam: Exam) -> ImageInput:
     height, width, _ = exam.image.shape
     rgb = exam.image.tobytes()
     digest = hashlib.sha256(rgb).hexdigest()

@@ -1,4 +1,4 @@
-"""easy-VQA: one coloured shape on a small picture, thirteen possible answers."""
+"""easy-VQA: one coloured shape on a small image, thirteen possible answers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from allrounder.core import ImageInput
-from allrounder.evaluation.grading import Row
-from allrounder.evaluation.local import MAX_PICTURE_BYTES, LocalBenchmark, decoded, first_file
+from allrounder.evaluation.grading import LabelledQuestion
+from allrounder.evaluation.local import MAX_IMAGE_BYTES, LocalBenchmark, decoded, first_file
 from allrounder.evaluation.official_files import read_json, unusable
 from allrounder.evaluation.reading import ONE_WORD, exact_words
 
@@ -24,7 +24,7 @@ class EasyVqa(LocalBenchmark):
     Metric: `accuracy`, exact agreement in lower case without a last full stop.
 
     Files: `test_questions.json` or `train_questions.json` (a list of [question, answer, image id]),
-    pictures `<id>.png` in `<split>/images/`, `images/` or inside `<split>_images.zip`. Answers:
+    images `<id>.png` in `<split>/images/`, `images/` or inside `<split>_images.zip`. Answers:
     lines with text and question_id, the place of the question in its file from 0.
     """
 
@@ -33,7 +33,7 @@ class EasyVqa(LocalBenchmark):
     label_files: ClassVar[tuple[str, ...]] = ("test_questions.json", "*questions*.json")
 
     @classmethod
-    def labelled(cls, path: Path, *, param: str) -> list[Row]:
+    def labelled(cls, path: Path, *, param: str) -> list[LabelledQuestion]:
         found = read_json(path, param=param)
         rows = []
         for place, value in enumerate(found if isinstance(found, list) else []):
@@ -41,13 +41,13 @@ class EasyVqa(LocalBenchmark):
                 raise unusable(path, f"{place} is no [question, answer, image id]", param=param)
             question, answer, image = map(str, value)
             rows.append(
-                Row(
+                LabelledQuestion(
                     id=str(place),
                     text=question,
                     prompt=f"{question}\n{ONE_WORD}",
                     type="yes or no" if answer in ("yes", "no") else "word",
                     label=answer,
-                    picture=f"{image}.png",
+                    image=f"{image}.png",
                 )
             )
         if not rows:
@@ -55,14 +55,14 @@ class EasyVqa(LocalBenchmark):
         return rows
 
     @staticmethod
-    def grade(row: Row, answer: str) -> float:
+    def grade(row: LabelledQuestion, answer: str) -> float:
         return float(exact_words(answer) == exact_words(row.label))
 
-    def picture(self, name: str) -> ImageInput:
+    def image(self, name: str) -> ImageInput:
         if self._archive is not None:
             return decoded(self._unpacked(self._archive, f"{self._split}/images/{name}"), name)
         inner = f"{self._split}/images/{name}"
-        return super().picture(inner if (self.data / inner).is_file() else name)
+        return super().image(inner if (self.data / inner).is_file() else name)
 
     @cached_property
     def _split(self) -> str:
@@ -75,13 +75,13 @@ class EasyVqa(LocalBenchmark):
         try:
             return None if path is None else zipfile.ZipFile(BytesIO(path.read_bytes()))
         except (*_BROKEN, OSError):
-            raise self.lacking(f"{path} cannot be unpacked") from None
+            raise self.missing_data(f"{path} cannot be unpacked") from None
 
     def _unpacked(self, archive: zipfile.ZipFile, member: str) -> bytes:
         try:
             with archive.open(member) as stream:
-                return stream.read(MAX_PICTURE_BYTES + 1)
+                return stream.read(MAX_IMAGE_BYTES + 1)
         except KeyError:
-            raise self.lacking(f"{self._split}_images.zip has no {member}") from None
+            raise self.missing_data(f"{self._split}_images.zip has no {member}") from None
         except _BROKEN:
-            raise self.lacking(f"{self._split}_images.zip cannot be unpacked") from None
+            raise self.missing_data(f"{self._split}_images.zip cannot be unpacked") from None

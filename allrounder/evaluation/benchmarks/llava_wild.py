@@ -1,4 +1,4 @@
-"""LLaVA-Bench-in-the-Wild: open questions about 24 pictures, answers compared by a judge."""
+"""LLaVA-Bench-in-the-Wild: open questions about 24 images, answers compared by a judge."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from allrounder.evaluation.benchmark import Item
-from allrounder.evaluation.grading import Given, Problems, Row, join, read_answers
+from allrounder.evaluation.grading import (
+    GivenAnswer,
+    LabelledQuestion,
+    Problems,
+    join,
+    read_answers,
+)
 from allrounder.evaluation.judges import FULL_SCORE, Judge, Verdict, WordOverlap
-from allrounder.evaluation.local import LocalBenchmark, ScoreFiles, mean, within
+from allrounder.evaluation.local import LocalBenchmark, ScoreFiles, mean, resolve_label_file
 from allrounder.evaluation.official_files import read_records, read_rows
 
 _PREFIX = "llava_bench_"
@@ -39,7 +45,7 @@ class LlavaBenchInTheWild(LocalBenchmark):
         super().__init__(data)
         self.judge: Judge = judge or WordOverlap()
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[LabelledQuestion]:
         path = self.label_file().with_name("answers_gpt4.jsonl")
         known = {
             str(value["question_id"]): str(value["text"])
@@ -48,19 +54,19 @@ class LlavaBenchInTheWild(LocalBenchmark):
         return [replace(row, label=known.get(row.id, "")) for row in super().rows()]
 
     @classmethod
-    def labelled(cls, path: Path, *, param: str) -> list[Row]:
+    def labelled(cls, path: Path, *, param: str) -> list[LabelledQuestion]:
         return [
-            Row(
+            LabelledQuestion(
                 id=str(value["question_id"]),
                 prompt=str(value["text"]),
                 type=str(value.get("category", "")),
-                picture=str(value.get("image", "")),
+                image=str(value.get("image", "")),
             )
             for value in read_rows(path, ("question_id", "text"), param=param)
         ]
 
     @staticmethod
-    def grade(row: Row, answer: str) -> float:
+    def grade(row: LabelledQuestion, answer: str) -> float:
         return _share(WordOverlap()(row.prompt, row.label, answer))
 
     def items(self, *, limit: int, seed: int) -> Sequence[Item]:
@@ -85,17 +91,19 @@ class LlavaBenchInTheWild(LocalBenchmark):
         labels = files.labels or files.questions
         if labels is None:
             rows = list(
-                {given.id: Row(id=given.id, type=given.type) for given, _ in reviews}.values()
+                {
+                    given.id: LabelledQuestion(id=given.id, type=given.type) for given, _ in reviews
+                }.values()
             )
         else:
-            rows = cls.labelled(within(labels, cls.label_files), param="labels")
+            rows = cls.labelled(resolve_label_file(labels, cls.label_files), param="labels")
         given = [replace(answer, type="") for answer, _ in reviews]
         places = {answer.place: verdict for answer, verdict in reviews}
         found = join(rows, given, problems)
         verdicts = [None if place is None else places[place] for place in found]
         return {**_relative(rows, verdicts), "n": len(rows), "problems": problems.report()}
 
-    def _judged(self, row: Row, answer: str) -> float:
+    def _judged(self, row: LabelledQuestion, answer: str) -> float:
         return _share(self.judge(row.prompt, row.label, answer)) if answer.strip() else 0.0
 
 
@@ -103,7 +111,9 @@ def _share(verdict: Verdict) -> float:
     return min(1.0, max(0.0, verdict.answer / FULL_SCORE))
 
 
-def _relative(rows: Sequence[Row], verdicts: Sequence[Verdict | None]) -> dict[str, Any]:
+def _relative(
+    rows: Sequence[LabelledQuestion], verdicts: Sequence[Verdict | None]
+) -> dict[str, Any]:
     pairs = list(zip([row.type for row in rows], verdicts, strict=True))
     filled = []
     for kind, verdict in pairs:
@@ -126,7 +136,7 @@ def _ratio(verdicts: Sequence[Verdict]) -> dict[str, float]:
     }
 
 
-def _reviews(path: Path) -> list[tuple[Given, Verdict | None]]:
+def _reviews(path: Path) -> list[tuple[GivenAnswer, Verdict | None]]:
     """Every review with its verdict; the text of a sound one is its place, to be joined by."""
     reviews = []
     values = [record.value for record in read_records(path, param="answers")]

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 
 from allrounder.errors import InvalidField
 from allrounder.evaluation.benchmark import Item
-from allrounder.evaluation.grading import Problems, Row
+from allrounder.evaluation.grading import LabelledQuestion, Problems
 from allrounder.evaluation.judges import parts_named
-from allrounder.evaluation.local import LocalBenchmark, ScoreFiles, mean, within
+from allrounder.evaluation.local import LocalBenchmark, ScoreFiles, mean, resolve_label_file
 from allrounder.evaluation.official_files import read_json, read_object, read_rows, unusable
 
 
@@ -24,9 +24,9 @@ class MmVet(LocalBenchmark):
     rounded to one decimal as officially; `capabilities` and `integrations` the same over the
     questions that need a capability, or exactly these. A missing grade is 0.
 
-    Files: `mm-vet.json` ({id: {imagename, question, answer, capability}}), pictures in `images/`.
+    Files: `mm-vet.json` ({id: {imagename, question, answer, capability}}), images in `images/`.
     Scored are the official gradings, {id: {"score": [one a run]}}; labels may also be LLaVA's
-    question lines, which know no capabilities. Asked without GPT-4, an answer gets the share of
+    question lines, which know no capabilities. LocalItem without GPT-4, an answer gets the share of
     the reference's parts it names: a stand-in, without official figures.
     """
 
@@ -35,7 +35,7 @@ class MmVet(LocalBenchmark):
     label_files: ClassVar[tuple[str, ...]] = ("mm-vet.json", "*mm-vet*.jsonl")
 
     @classmethod
-    def labelled(cls, path: Path, *, param: str) -> list[Row]:
+    def labelled(cls, path: Path, *, param: str) -> list[LabelledQuestion]:
         if path.suffix == ".jsonl":
             lines = read_rows(path, ("question_id", "text"), param=param)
             return [_line(value) for value in lines]
@@ -45,18 +45,18 @@ class MmVet(LocalBenchmark):
                 raise unusable(path, f"{name} is no question", param=param)
             needed = value.get("capability", [])
             rows.append(
-                Row(
+                LabelledQuestion(
                     id=name,
                     prompt=str(value.get("question", "")),
                     type="+".join(sorted(map(str, needed if isinstance(needed, list) else []))),
                     label=str(value.get("answer", "")),
-                    picture=str(value.get("imagename", "")),
+                    image=str(value.get("imagename", "")),
                 )
             )
         return rows
 
     @staticmethod
-    def grade(row: Row, answer: str) -> float:
+    def grade(row: LabelledQuestion, answer: str) -> float:
         return parts_named(row.label, answer)
 
     def summary(self, items: Sequence[Item], answers: Sequence[str]) -> dict[str, Any]:
@@ -68,9 +68,9 @@ class MmVet(LocalBenchmark):
         grades = _gradings(files.answers, problems)
         labels = files.labels or files.questions
         if labels is None:
-            rows = [Row(id=name) for name in grades]
+            rows = [LabelledQuestion(id=name) for name in grades]
         else:
-            rows = cls.labelled(within(labels, cls.label_files), param="labels")
+            rows = cls.labelled(resolve_label_file(labels, cls.label_files), param="labels")
         known = {row.id for row in rows}
         for name in grades:
             if name not in known:
@@ -81,11 +81,11 @@ class MmVet(LocalBenchmark):
         return {**_figures(rows, grades), "n": len(rows), "problems": problems.report()}
 
 
-def _line(value: dict[str, Any]) -> Row:
-    return Row(
+def _line(value: dict[str, Any]) -> LabelledQuestion:
+    return LabelledQuestion(
         id=f"v1_{value['question_id']}",
         prompt=str(value["text"]),
-        picture=str(value.get("image", "")),
+        image=str(value.get("image", "")),
     )
 
 
@@ -110,7 +110,7 @@ def _sound(score: Any) -> bool:
     return number and math.isfinite(score) and 0 <= score <= 1
 
 
-def _figures(rows: Sequence[Row], grades: dict[str, list[float]]) -> dict[str, Any]:
+def _figures(rows: Sequence[LabelledQuestion], grades: dict[str, list[float]]) -> dict[str, Any]:
     num_runs = max(map(len, grades.values()))
     runs = [_percent(rows, grades, run) for run in range(num_runs)]
     found: dict[str, Any] = {
@@ -133,6 +133,6 @@ def _figures(rows: Sequence[Row], grades: dict[str, list[float]]) -> dict[str, A
     return found
 
 
-def _percent(rows: Sequence[Row], grades: dict[str, list[float]], run: int) -> float:
+def _percent(rows: Sequence[LabelledQuestion], grades: dict[str, list[float]], run: int) -> float:
     scores = [grades.get(row.id, []) for row in rows]
     return 100 * mean([found[run] if run < len(found) else 0.0 for found in scores])

@@ -10,15 +10,15 @@ from typing import Any, ClassVar
 
 from allrounder.core import ImageInput
 from allrounder.evaluation.benchmarks.choices import MultipleChoice, asked
-from allrounder.evaluation.grading import Given, Row, read_answers
+from allrounder.evaluation.grading import GivenAnswer, LabelledQuestion, read_answers
 from allrounder.evaluation.local import from_base64, mean
 from allrounder.evaluation.official_files import read_table, unusable
 from allrounder.evaluation.reading import LETTERS, ONE_LETTER, ONE_LETTER_CN
 
 CIRCLE = 1_000_000
 _ABSENT = ("", "nan", "none")
-# Shorter cells are no picture but the index of the row that has it.
-_LEAST_PICTURE = 64
+# Shorter cells are no image but the index of the row that has it.
+_LEAST_IMAGE = 64
 
 
 class MMBench(MultipleChoice):
@@ -45,15 +45,15 @@ class MMBench(MultipleChoice):
     )
     instruction: ClassVar[str] = ONE_LETTER
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[LabelledQuestion]:
         rows = super().rows()
-        pictures = {row.id: row.picture for row in rows}
-        rows = [_with_picture(row, pictures) for row in rows]
+        images = {row.id: row.image for row in rows}
+        rows = [_with_image(row, images) for row in rows]
         turned = any(row.id != row.group for row in rows)
         return rows if turned else [each for row in rows for each in self.rotations(row)]
 
     @classmethod
-    def labelled(cls, path: Path, *, param: str) -> list[Row]:
+    def labelled(cls, path: Path, *, param: str) -> list[LabelledQuestion]:
         rows = []
         for place, line in enumerate(read_table(path, ("index", "answer"), param=param), 2):
             index, label = line["index"].strip(), line["answer"].strip()
@@ -63,7 +63,7 @@ class MMBench(MultipleChoice):
         return rows
 
     @classmethod
-    def _row(cls, line: dict[str, str], index: str, label: str) -> Row:
+    def _row(cls, line: dict[str, str], index: str, label: str) -> LabelledQuestion:
         present = [line.get(letter, "") for letter in LETTERS[:4]]
         absent = [n for n, choice in enumerate(present) if choice.strip().lower() in _ABSENT]
         choices = tuple(present[: absent[0]] if absent else present) or tuple(LETTERS[:4])
@@ -71,7 +71,7 @@ class MMBench(MultipleChoice):
         question = line.get("question", "")
         if hint.strip().lower() not in _ABSENT:
             question = f"{hint}\n{question}"
-        return Row(
+        return LabelledQuestion(
             id=index,
             prompt=asked(question, choices, instruction=cls.instruction),
             type=line.get("category", ""),
@@ -79,19 +79,21 @@ class MMBench(MultipleChoice):
             labels=(question,),
             choices=choices,
             group=str(int(index) % CIRCLE),
-            picture=line.get("image", ""),
+            image=line.get("image", ""),
         )
 
     @classmethod
-    def given(cls, answers: Path) -> list[Given]:
+    def given(cls, answers: Path) -> list[GivenAnswer]:
         # Prompts repeat under every rotation: only the index joins.
         return [
-            Given(place=answer.place, id=answer.id, text=answer.text)
+            GivenAnswer(place=answer.place, id=answer.id, text=answer.text)
             for answer in read_answers(answers)
         ]
 
     @classmethod
-    def figures(cls, rows: Sequence[Row], texts: Sequence[str | None]) -> dict[str, Any]:
+    def figures(
+        cls, rows: Sequence[LabelledQuestion], texts: Sequence[str | None]
+    ) -> dict[str, Any]:
         circles: dict[str, dict[int, float]] = defaultdict(dict)
         for row, grade in zip(rows, cls.grades(rows, texts), strict=True):
             circles[row.group][int(row.id)] = grade
@@ -101,7 +103,7 @@ class MMBench(MultipleChoice):
         }
 
     @classmethod
-    def rotations(cls, row: Row) -> list[Row]:
+    def rotations(cls, row: LabelledQuestion) -> list[LabelledQuestion]:
         """The row with its choices in every rotated order, the first unchanged."""
         size = len(row.choices)
         place = LETTERS.index(row.label)
@@ -120,7 +122,7 @@ class MMBench(MultipleChoice):
             )
         return turned
 
-    def picture(self, name: str) -> ImageInput:
+    def image(self, name: str) -> ImageInput:
         return from_base64(name, "an MMBench row")
 
 
@@ -138,8 +140,8 @@ class MMBenchCN(MMBench):
     instruction: ClassVar[str] = ONE_LETTER_CN
 
 
-def _with_picture(row: Row, pictures: dict[str, str]) -> Row:
-    if len(row.picture) >= _LEAST_PICTURE:
+def _with_image(row: LabelledQuestion, images: dict[str, str]) -> LabelledQuestion:
+    if len(row.image) >= _LEAST_IMAGE:
         return row
-    name = row.picture.strip() or row.group
-    return replace(row, picture=pictures.get(name, ""))
+    name = row.image.strip() or row.group
+    return replace(row, image=images.get(name, ""))

@@ -1,4 +1,4 @@
-"""MME: fourteen tasks of perception and cognition, two yes-or-no questions a picture."""
+"""MME: fourteen tasks of perception and cognition, two yes-or-no questions an image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from allrounder.core import ImageInput
 from allrounder.errors import InvalidField
-from allrounder.evaluation.grading import Given, Problems, Row, join, renamed
+from allrounder.evaluation.grading import GivenAnswer, LabelledQuestion, Problems, join, renamed
 from allrounder.evaluation.local import LocalBenchmark, ScoreFiles
 from allrounder.evaluation.official_files import read_text, unusable
 from allrounder.evaluation.reading import ONE_WORD, YES_OR_NO, bare_question, mme_says
@@ -34,32 +34,32 @@ class Mme(LocalBenchmark):
     """Fu et al., MME (2306.13394).
 
     Protocol: a task scores 100 x (acc + acc+): acc is the share of questions answered right, acc+
-    that of pictures with both right; perception sums ten tasks, cognition four. The answer is read
+    that of images with both right; perception sums ten tasks, cognition four. The answer is read
     by the official tool's rule (`mme_says`: yes or no within its first four characters); one that
     is neither is wrong.
 
     Files: label folder of `<task>.txt` (image, question, Yes or No, by tabs), or the release's
-    `<task>/questions_answers_YN/*.txt` or `<task>/*.txt` a picture; pictures in `<task>/images/` or
+    `<task>/questions_answers_YN/*.txt` or `<task>/*.txt` an image; images in `<task>/images/` or
     `<task>/`. Answers: LLaVA lines (question_id = task/image, the question in prompt), or the
     official folder of `<task>.txt` with the prediction as fourth column.
 
-    The official tool grades such a folder by itself, over the pictures it holds, and the published
+    The official tool grades such a folder by itself, over the images it holds, and the published
     scores are made so. That is what is given; what the label folder has besides is `missing`, what
     it lacks is `extra`, and where there is either, `strict` gives the figures over the label
-    folder, missing answers wrong and extra ones left out. A picture with one of its two questions
+    folder, missing answers wrong and extra ones left out. An image with one of its two questions
     answered, and a task without any answer, count as wrong in both.
     """
 
     name = "mme"
-    files = "MME_Benchmark_release_version: <task>/ of pictures, and their questions with Yes or No"
+    files = "MME_Benchmark_release_version: <task>/ of images, and their questions with Yes or No"
     label_files: ClassVar[tuple[str, ...]] = ("eval_tool/Your_Results", ".")
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[LabelledQuestion]:
         official = self.data / "eval_tool" / "Your_Results"
         return self.labelled(official if official.is_dir() else self.data, param="data")
 
     @classmethod
-    def labelled(cls, path: Path, *, param: str) -> list[Row]:
+    def labelled(cls, path: Path, *, param: str) -> list[LabelledQuestion]:
         if not path.is_dir():
             raise unusable(path, "expected a folder of <task>.txt", param=param)
         rows = [row for task in PERCEPTION + COGNITION for row in _task(path, task, param=param)]
@@ -81,7 +81,7 @@ class Mme(LocalBenchmark):
         return cls.report(rows, join(rows, given, problems), problems)
 
     @classmethod
-    def _score_folder(cls, known: Sequence[Row], answers: Path) -> dict[str, Any]:
+    def _score_folder(cls, known: Sequence[LabelledQuestion], answers: Path) -> dict[str, Any]:
         problems = Problems()
         given, own = _four_columns(answers, problems)
         places = {(row.id, bare_question(row.text)) for row in known}
@@ -99,42 +99,44 @@ class Mme(LocalBenchmark):
         return found
 
     @staticmethod
-    def grade(row: Row, answer: str) -> float:
+    def grade(row: LabelledQuestion, answer: str) -> float:
         return float(mme_says(answer) == row.label)
 
     @staticmethod
-    def understood(_row: Row, answer: str, /) -> bool:
+    def is_readable(_row: LabelledQuestion, answer: str, /) -> bool:
         return mme_says(answer) is not None
 
     @classmethod
-    def figures(cls, rows: Sequence[Row], texts: Sequence[str | None]) -> dict[str, Any]:
-        pictures: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    def figures(
+        cls, rows: Sequence[LabelledQuestion], texts: Sequence[str | None]
+    ) -> dict[str, Any]:
+        images: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for row, grade in zip(rows, cls.grades(rows, texts), strict=True):
-            pictures[row.type][row.group].append(grade)
-        tasks = {task: _points(list(found.values())) for task, found in pictures.items()}
+            images[row.type][row.group].append(grade)
+        tasks = {task: _points(list(found.values())) for task, found in images.items()}
         return {
             "perception": sum(tasks.get(task, 0.0) for task in PERCEPTION),
             "cognition": sum(tasks.get(task, 0.0) for task in COGNITION),
             "tasks": tasks,
         }
 
-    def picture(self, name: str) -> ImageInput:
+    def image(self, name: str) -> ImageInput:
         """`name` is task/stem, or task/file where the labels give the suffix."""
         task, _, file = name.partition("/")
         names = [file, *(f"{file}.{suffix}" for suffix in _SUFFIXES)]
         for candidate in (f"{task}/{sub}{each}" for sub in ("images/", "") for each in names):
             if (self.data / candidate).is_file():
-                return super().picture(candidate)
-        return super().picture(name)
+                return super().image(candidate)
+        return super().image(name)
 
 
-def _points(pictures: Sequence[Sequence[float]]) -> float:
-    grades = [grade for picture in pictures for grade in picture]
-    both = sum(len(picture) > 1 and all(picture) for picture in pictures)
-    return 100 * sum(grades) / len(grades) + 100 * both / len(pictures)
+def _points(images: Sequence[Sequence[float]]) -> float:
+    grades = [grade for image in images for grade in image]
+    both = sum(len(image) > 1 and all(image) for image in images)
+    return 100 * sum(grades) / len(grades) + 100 * both / len(images)
 
 
-def _task(folder: Path, task: str, *, param: str) -> list[Row]:
+def _task(folder: Path, task: str, *, param: str) -> list[LabelledQuestion]:
     table = folder / f"{task}.txt"
     lines: list[tuple[Path, int, list[str]]]
     if table.is_file():
@@ -160,16 +162,16 @@ def _lines(path: Path, *, param: str) -> list[tuple[int, list[str]]]:
     return [(n, line.split("\t")) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
-def _row(task: str, image: str, question: str, label: str) -> Row:
+def _row(task: str, image: str, question: str, label: str) -> LabelledQuestion:
     asked = question.replace(YES_OR_NO, "").strip()
-    return Row(
+    return LabelledQuestion(
         id=f"{task}/{PurePosixPath(image).stem}",
         text=question,
         prompt=f"{asked}\n{ONE_WORD}",
         type=task,
         label=label.strip().lower(),
         group=f"{task}/{PurePosixPath(image).stem}",
-        picture=f"{task}/{image}",
+        image=f"{task}/{image}",
     )
 
 
@@ -179,10 +181,12 @@ def _canonical(name: str) -> str:
     return f"{parts[0]}/{PurePosixPath(name).stem}" if parts else name
 
 
-def _four_columns(folder: Path, problems: Problems) -> tuple[list[Given], list[Row]]:
+def _four_columns(
+    folder: Path, problems: Problems
+) -> tuple[list[GivenAnswer], list[LabelledQuestion]]:
     """Answers, and the questions with the labels that stand beside them, each once."""
-    given: list[Given] = []
-    rows: dict[tuple[str, str], Row] = {}
+    given: list[GivenAnswer] = []
+    rows: dict[tuple[str, str], LabelledQuestion] = {}
     for path in sorted(folder.glob("*.txt")):
         if path.stem not in PERCEPTION + COGNITION:
             problems.add("extra", path.name)
@@ -194,7 +198,9 @@ def _four_columns(folder: Path, problems: Problems) -> tuple[list[Given], list[R
                 continue
             row = _row(path.stem, *parts[:3])
             rows.setdefault((row.id, bare_question(row.text)), row)
-            given.append(Given(place=where, id=row.id, text=parts[3].strip(), prompt=row.text))
+            given.append(
+                GivenAnswer(place=where, id=row.id, text=parts[3].strip(), prompt=row.text)
+            )
     if not rows:
         raise unusable(folder, "has no <task>.txt of four columns", param="answers")
     return given, list(rows.values())

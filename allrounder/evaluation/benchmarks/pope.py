@@ -1,4 +1,4 @@
-"""POPE: is an object in the picture, yes or no."""
+"""POPE: is an object in the image, yes or no."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from allrounder.errors import InvalidField
-from allrounder.evaluation.grading import Problems, Row, join
+from allrounder.evaluation.grading import LabelledQuestion, Problems, join
 from allrounder.evaluation.local import LocalBenchmark, ScoreFiles
 from allrounder.evaluation.official_files import read_rows, unusable
 from allrounder.evaluation.reading import ONE_WORD, bare_question, pope_says
@@ -27,7 +27,7 @@ class Pope(LocalBenchmark):
     figures depend on it; but a missing or empty answer is neither yes nor no: wrong, a false
     negative where the label is yes, never a false positive.
 
-    Files: `coco_pope_<split>.json` (JSON lines: question_id, image, text, label), pictures in
+    Files: `coco_pope_<split>.json` (JSON lines: question_id, image, text, label), images in
     `val2014/`, `images/` or beside them. Answers: lines with question_id and text, in the order of
     LLaVA's question file where ids restart in every split. With a question file the exam is what
     it asks: labels that it leaves out are `unasked`, its questions without a label `unlabelled`.
@@ -36,9 +36,9 @@ class Pope(LocalBenchmark):
     name = "pope"
     files = "coco_pope_{adversarial,popular,random}.json and val2014/*.jpg"
     label_files: ClassVar[tuple[str, ...]] = ("*pope*.json", "*pope*.jsonl")
-    picture_folders: ClassVar[tuple[str, ...]] = ("val2014", "images", ".")
+    image_folders: ClassVar[tuple[str, ...]] = ("val2014", "images", ".")
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[LabelledQuestion]:
         self.label_file()
         return self.labelled(self.data, param="data")
 
@@ -53,11 +53,13 @@ class Pope(LocalBenchmark):
         return cls.report(rows, join(rows, cls.given(files.answers), problems), problems)
 
     @classmethod
-    def exam_of(cls, questions: Path, rows: Sequence[Row], problems: Problems) -> list[Row]:
-        """Joined by split, picture and question; ids become those of the question file."""
-        left: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    def exam_of(
+        cls, questions: Path, rows: Sequence[LabelledQuestion], problems: Problems
+    ) -> list[LabelledQuestion]:
+        """Joined by split, image and question; ids become those of the question file."""
+        left: dict[tuple[str, str, str], list[LabelledQuestion]] = defaultdict(list)
         for row in rows:
-            left[row.type, row.picture, bare_question(row.text)].append(row)
+            left[row.type, row.image, bare_question(row.text)].append(row)
         splits = {row.type for row in rows}
         asked = []
         for line in read_rows(questions, ("question_id", "text"), param="questions"):
@@ -76,7 +78,7 @@ class Pope(LocalBenchmark):
         return asked
 
     @classmethod
-    def labelled(cls, path: Path, *, param: str) -> list[Row]:
+    def labelled(cls, path: Path, *, param: str) -> list[LabelledQuestion]:
         paths = [path]
         if path.is_dir():
             paths = sorted(found for pattern in cls.label_files for found in path.glob(pattern))
@@ -86,11 +88,13 @@ class Pope(LocalBenchmark):
         return [row for found in paths for row in _split(found, param=param)]
 
     @staticmethod
-    def grade(row: Row, answer: str) -> float:
+    def grade(row: LabelledQuestion, answer: str) -> float:
         return float(pope_says(answer) == row.label)
 
     @classmethod
-    def figures(cls, rows: Sequence[Row], texts: Sequence[str | None]) -> dict[str, Any]:
+    def figures(
+        cls, rows: Sequence[LabelledQuestion], texts: Sequence[str | None]
+    ) -> dict[str, Any]:
         pairs: dict[str, list[tuple[str, str | None]]] = defaultdict(list)
         for row, text in zip(rows, texts, strict=True):
             pairs[row.type].append((row.label, None if text is None else pope_says(text)))
@@ -122,7 +126,7 @@ def _split_of(path: Path) -> str:
     return next((split for split in _SPLITS if split in path.stem), path.stem)
 
 
-def _split(path: Path, *, param: str) -> list[Row]:
+def _split(path: Path, *, param: str) -> list[LabelledQuestion]:
     rows = []
     for place, value in enumerate(read_rows(path, ("text", "label"), param=param), 1):
         label = str(value["label"]).strip().lower()
@@ -130,13 +134,13 @@ def _split(path: Path, *, param: str) -> list[Row]:
             raise unusable(path, f"row {place} is labelled {label!r}, not yes or no", param=param)
         text = str(value["text"])
         rows.append(
-            Row(
+            LabelledQuestion(
                 id=str(value.get("question_id", place)),
                 text=text,
                 prompt=f"{text}\n{ONE_WORD}",
                 type=str(value.get("category", _split_of(path))),
                 label=label,
-                picture=str(value.get("image", "")),
+                image=str(value.get("image", "")),
             )
         )
     return rows

@@ -1,4 +1,4 @@
-"""ScienceQA: school questions of multiple choice, half of them with a picture."""
+"""ScienceQA: school questions of multiple choice, half of them with an image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from allrounder.evaluation.benchmarks.choices import MultipleChoice, asked
-from allrounder.evaluation.grading import Given, Row, read_answers
+from allrounder.evaluation.grading import GivenAnswer, LabelledQuestion, read_answers
 from allrounder.evaluation.local import mean
 from allrounder.evaluation.official_files import read_json, read_object, read_rows, unusable
 from allrounder.evaluation.reading import LETTERS, ONE_LETTER
@@ -20,9 +20,9 @@ class ScienceQA(MultipleChoice):
     """Lu et al., Learn to Explain (2209.09513), in LLaVA's form.
 
     Metric: `all` is accuracy over the split test of `pid_splits.json`, `image` over its questions
-    with a picture (the published SQA-IMG); only these are asked of a model.
+    with an image (the published SQA-IMG); only these are asked of a model.
 
-    Files: `problems.json` with `pid_splits.json`, or LLaVA's `llava_test_CQM-A.json`; pictures in
+    Files: `problems.json` with `pid_splits.json`, or LLaVA's `llava_test_CQM-A.json`; images in
     `images/test/<id>/image.png`. Answers: LLaVA's lines (question_id, text), or its result file
     {"results": {id: index}, "outputs": {id: text}}, whose index is the answer.
     """
@@ -30,10 +30,10 @@ class ScienceQA(MultipleChoice):
     name = "scienceqa"
     files = "problems.json with pid_splits.json, or llava_test_CQM-A.json, and images/test/<id>/"
     label_files: ClassVar[tuple[str, ...]] = ("problems.json", "*CQM-A*.json")
-    picture_folders: ClassVar[tuple[str, ...]] = ("images/test", "images", "test", ".")
+    image_folders: ClassVar[tuple[str, ...]] = ("images/test", "images", "test", ".")
 
     @classmethod
-    def labelled(cls, path: Path, *, param: str) -> list[Row]:
+    def labelled(cls, path: Path, *, param: str) -> list[LabelledQuestion]:
         found = read_json(path, param=param)
         if isinstance(found, list):
             return [_from_llava(path, value, param=param) for value in _objects(path, param=param)]
@@ -46,24 +46,26 @@ class ScienceQA(MultipleChoice):
         return [_from_problem(path, str(pid), found, param=param) for pid in ids]
 
     @classmethod
-    def given(cls, answers: Path) -> list[Given]:
+    def given(cls, answers: Path) -> list[GivenAnswer]:
         given = read_answers(answers)
         if {"results"} & {answer.id for answer in given}:
             results = read_object(answers, param="answers")["results"]
             if not isinstance(results, dict):
                 raise unusable(answers, "its results are not {id: index}", param="answers")
             given = [
-                Given(place=f"entry {pid!r}", id=pid, text=_letter(index))
+                GivenAnswer(place=f"entry {pid!r}", id=pid, text=_letter(index))
                 for pid, index in results.items()
             ]
         # The prompts of lines hold choices and context: only the id joins.
-        return [Given(place=answer.place, id=answer.id, text=answer.text) for answer in given]
+        return [GivenAnswer(place=answer.place, id=answer.id, text=answer.text) for answer in given]
 
     @classmethod
-    def figures(cls, rows: Sequence[Row], texts: Sequence[str | None]) -> dict[str, Any]:
+    def figures(
+        cls, rows: Sequence[LabelledQuestion], texts: Sequence[str | None]
+    ) -> dict[str, Any]:
         grades = cls.grades(rows, texts)
-        pictured = [grade for row, grade in zip(rows, grades, strict=True) if row.picture]
-        return {"all": mean(grades), "image": mean(pictured)}
+        with_image = [grade for row, grade in zip(rows, grades, strict=True) if row.image]
+        return {"all": mean(grades), "image": mean(with_image)}
 
 
 def _letter(index: Any) -> str | None:
@@ -77,7 +79,7 @@ def _objects(path: Path, *, param: str) -> list[dict[str, Any]]:
     return read_rows(path, ("id", "conversations"), param=param)
 
 
-def _from_llava(path: Path, value: dict[str, Any], *, param: str) -> Row:
+def _from_llava(path: Path, value: dict[str, Any], *, param: str) -> LabelledQuestion:
     pid = str(value["id"])
     try:
         question, label = (str(turn["value"]) for turn in value["conversations"][:2])
@@ -88,17 +90,19 @@ def _from_llava(path: Path, value: dict[str, Any], *, param: str) -> Row:
     letter = label.strip().partition(".")[0]
     if len(letter) != 1 or letter not in LETTERS[: len(choices)]:
         raise unusable(path, f"{pid} is labelled {label[:20]!r}, none of its choices", param=param)
-    return Row(
+    return LabelledQuestion(
         id=pid,
         prompt=f"{question}\n{ONE_LETTER}",
         type="image" if value.get("image") else "text",
         label=letter,
         choices=choices,
-        picture=str(value.get("image") or ""),
+        image=str(value.get("image") or ""),
     )
 
 
-def _from_problem(path: Path, pid: str, problems: dict[str, Any], *, param: str) -> Row:
+def _from_problem(
+    path: Path, pid: str, problems: dict[str, Any], *, param: str
+) -> LabelledQuestion:
     problem = problems.get(pid)
     if not isinstance(problem, dict):
         raise unusable(path, f"has no problem {pid}", param=param)
@@ -112,11 +116,11 @@ def _from_problem(path: Path, pid: str, problems: dict[str, Any], *, param: str)
     question = str(problem.get("question", ""))
     image = problem.get("image")
     texts = tuple(str(choice) for choice in choices)
-    return Row(
+    return LabelledQuestion(
         id=pid,
         prompt=asked(f"Context: {hint}\n{question}" if hint else question, texts),
         type="image" if image else "text",
         label=LETTERS[answer],
         choices=texts,
-        picture=f"{pid}/{image}" if image else "",
+        image=f"{pid}/{image}" if image else "",
     )

@@ -1,4 +1,4 @@
-"""TextVQA: questions that need the text in a picture to be read."""
+"""TextVQA: questions that need the text in an image to be read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from allrounder.evaluation.grading import Row
+from allrounder.evaluation.grading import LabelledQuestion
 from allrounder.evaluation.local import LocalBenchmark, first_file
 from allrounder.evaluation.official_files import read_json, read_rows, unusable
 from allrounder.evaluation.reading import ONE_WORD, bare_question, vqa_accuracy
@@ -21,7 +21,7 @@ class TextVqa(LocalBenchmark):
     the evaluation server's normalisation.
 
     Files: `TextVQA_0.5.1_val.json` ({"data": [{question_id, image_id, question, answers}]}),
-    pictures in `train_images/<image_id>.jpg`; `llava_textvqa_val_v051_ocr.jsonl`, where present,
+    images in `train_images/<image_id>.jpg`; `llava_textvqa_val_v051_ocr.jsonl`, where present,
     gives the prompts with OCR tokens that LLaVA's published scores were made with. Answers: lines
     with text and the official question_id, or LLaVA's, whose question_id is the image's and whose
     prompt has the question.
@@ -30,9 +30,9 @@ class TextVqa(LocalBenchmark):
     name = "textvqa"
     files = "TextVQA_0.5.1_val.json and train_images/<image_id>.jpg"
     label_files: ClassVar[tuple[str, ...]] = ("TextVQA_0.5.1_val.json", "TextVQA*val*.json")
-    picture_folders: ClassVar[tuple[str, ...]] = ("train_images", "train_val_images", "images", ".")
+    image_folders: ClassVar[tuple[str, ...]] = ("train_images", "train_val_images", "images", ".")
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[LabelledQuestion]:
         rows = super().rows()
         prompts = first_file(self.data, ("llava_textvqa_val*.jsonl",))
         if prompts is None:
@@ -49,7 +49,7 @@ class TextVqa(LocalBenchmark):
         ]
 
     @classmethod
-    def labelled(cls, path: Path, *, param: str) -> list[Row]:
+    def labelled(cls, path: Path, *, param: str) -> list[LabelledQuestion]:
         found = read_json(path, param=param)
         values = found.get("data") if isinstance(found, dict) else found
         rows = []
@@ -59,13 +59,13 @@ class TextVqa(LocalBenchmark):
                 raise unusable(path, f"question {place} has not ten answers", param=param)
             question, image = str(value.get("question", "")), str(value.get("image_id", ""))
             rows.append(
-                Row(
+                LabelledQuestion(
                     id=str(value.get("question_id", place)),
                     alias=image,
                     text=question,
                     prompt=f"{question}\n{ONE_WORD}",
                     labels=tuple(map(str, people)),
-                    picture=f"{image}.jpg" if image else "",
+                    image=f"{image}.jpg" if image else "",
                 )
             )
         if not rows:
@@ -73,5 +73,5 @@ class TextVqa(LocalBenchmark):
         return rows
 
     @staticmethod
-    def grade(row: Row, answer: str) -> float:
+    def grade(row: LabelledQuestion, answer: str) -> float:
         return vqa_accuracy(answer, row.labels)

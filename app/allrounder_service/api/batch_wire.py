@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from allrounder_service.jobs.records import BatchRecord, FileRecord
-from allrounder_service.jobs.states import ENDED_BATCHES
+from allrounder_service.jobs.records import ENDED_BATCHES, BatchRecord, FileRecord
 
 
 class FileObject(BaseModel):

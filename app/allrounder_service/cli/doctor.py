@@ -61,11 +61,11 @@ def examine_queue(settings: Settings) -> Iterator[Check]:
     """The row of the server of batch jobs; without one chat still works, so that is a warning."""
     from allrounder.diagnostics import Check, Status
     from allrounder.errors import StartupError
-    from allrounder_service.jobs import diagnosis as queue_doctor
-    from allrounder_service.jobs.server import State
+    from allrounder_service.jobs import server as queue_server
+    from allrounder_service.jobs.server import ServerState
 
     try:
-        found = asyncio.run(queue_doctor.examine_queue(settings))
+        found = asyncio.run(queue_server.examine_queue(settings))
     except StartupError as err:
         yield Check(name="queue", status=Status.FAILED, detail=err.message)
         return
@@ -78,7 +78,7 @@ def examine_queue(settings: Settings) -> Iterator[Check]:
         status = Status.WARNING if found.facts.warnings else Status.OK
     else:
         detail += f": {found.reason}"
-        status = Status.WARNING if found.state is State.NOT_CONFIGURED else Status.FAILED
+        status = Status.WARNING if found.state is ServerState.NOT_CONFIGURED else Status.FAILED
     yield Check(name="queue", status=status, detail=detail, facts=facts)
 
 

@@ -1,4 +1,4 @@
-"""`allrounder jobs`: what operators see of batch jobs, and what they can do about them."""
+"""`allrounder jobs`: operators' commands for batch jobs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 if TYPE_CHECKING:
     from allrounder_service.jobs.admin import Admin
     from allrounder_service.jobs.records import BatchRecord
-    from allrounder_service.jobs.sweeper import Unneeded
+    from allrounder_service.jobs.sweeper import UnreferencedFiles
 
 T = TypeVar("T")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -125,8 +125,8 @@ def adopt_volume(
     Says first what lies there without a record: that will be removed.
     """
 
-    async def look(admin: Admin) -> Unneeded:
-        return await admin.unneeded()
+    async def look(admin: Admin) -> UnreferencedFiles:
+        return await admin.unreferenced()
 
     async def act(admin: Admin) -> None:
         await admin.adopt_volume()

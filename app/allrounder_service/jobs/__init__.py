@@ -1,1 +1,1 @@
-"""Batch jobs on Redis: a queue that loses nothing, its worker and steward, files on a volume."""
+"""Batch jobs on Redis: a durable queue, its workers and batch controllers, files on a volume."""

@@ -1,4 +1,4 @@
-"""What operators do with batch jobs: look, run what failed again, throw away what is over."""
+"""Operators' tasks on batch jobs: inspect, retry failed lines, purge, adopt a volume."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from allrounder.errors import BatchEnded, NotFound
-from allrounder_service.jobs.blob_store import Store
-from allrounder_service.jobs.codec import job_from_hash
+from allrounder_service.jobs import redis_keys as keys
+from allrounder_service.jobs.batch_files import read_lines
+from allrounder_service.jobs.blob_store import BlobStore
 from allrounder_service.jobs.connection import connect, queue_errors
 from allrounder_service.jobs.embedded.folder import DataFolder
 from allrounder_service.jobs.facade import BatchOrder, Jobs
-from allrounder_service.jobs.file_records import Files
-from allrounder_service.jobs.ids import BATCH_ID
-from allrounder_service.jobs.input_lines import read_lines
+from allrounder_service.jobs.files import FileRepository, StoredUpload, storage_errors
 from allrounder_service.jobs.queue import CHUNK_LINES
-from allrounder_service.jobs.records import BatchRecord, JobRecord
+from allrounder_service.jobs.records import (
+    BATCH_ID,
+    ENDED_BATCHES,
+    BatchRecord,
+    JobRecord,
+    job_from_hash,
+)
 from allrounder_service.jobs.redis_keys import key
-from allrounder_service.jobs.replies import read_hashes, read_ranks, read_stream
+from allrounder_service.jobs.redis_reads import read_hashes, read_ranks, read_stream
 from allrounder_service.jobs.runtime import files_folder, jobs_options
-from allrounder_service.jobs.states import ENDED_BATCHES
-from allrounder_service.jobs.sweeper import Sweeper, Unneeded
-from allrounder_service.jobs.uploads import Stored, storage_errors
+from allrounder_service.jobs.sweeper import Sweeper, UnreferencedFiles
 from allrounder_service.settings import Settings
 
 RETRY_OF = "retry_of"
@@ -33,7 +36,7 @@ _MAX_METADATA = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeadLetter:
-    """A line that was given up; `died_ms` since 1970."""
+    """A line that was given up after its worker crashed repeatedly; `died_ms` since 1970."""
 
     job: str
     crashes: int
@@ -52,14 +55,14 @@ async def open_admin(settings: Settings) -> AsyncIterator[Admin]:
     client = connect(url)
     try:
         with queue_errors():
-            yield Admin(Jobs(client, Store(files_folder(settings)), jobs_options(settings)))
+            yield Admin(Jobs(client, BlobStore(files_folder(settings)), jobs_options(settings)))
     finally:
         await client.aclose()
         folder.close()
 
 
 class Admin:
-    """Sees every tenant. Errors of redis-py pass through."""
+    """Has access to every tenant. Errors of redis-py pass through."""
 
     def __init__(self, jobs: Jobs) -> None:
         self._jobs = jobs
@@ -68,8 +71,10 @@ class Admin:
         self._sweeper = Sweeper(self._client, jobs.store)
 
     async def batches(self) -> list[BatchRecord]:
-        """All that are not forgotten, newest first."""
-        found = [await self._queue.batch(id) for id in await read_ranks(self._client, key("care"))]
+        """All batches that have a record, newest first."""
+        found = [
+            await self._queue.batch(id) for id in await read_ranks(self._client, key(keys.DUE))
+        ]
         return sorted(
             (each for each in found if each is not None), key=lambda each: -each.created_ms
         )
@@ -89,7 +94,7 @@ class Admin:
         return record
 
     async def lines(self, record: BatchRecord) -> list[JobRecord]:
-        """Those lines of a batch that the queue still knows."""
+        """The lines of a batch that still have a job in the queue."""
         found = []
         for first in range(0, record.submitted, CHUNK_LINES):
             ids = [
@@ -110,13 +115,13 @@ class Admin:
         ]
 
     async def clear_dead(self) -> int:
-        """Forget the dead letters -> how many there were."""
+        """Delete the dead letters -> how many there were."""
         removed = len(await self.dead())
         await self._client.delete(key("dead"))
         return removed
 
     async def retry(self, id: str) -> BatchRecord:
-        """A new batch of the lines that an ended one put into its error file.
+        """A new batch of the lines in the error file of an ended one.
 
         Raises NotFound where there is none or its input was deleted, BatchEnded where it has not
         ended yet.
@@ -150,26 +155,26 @@ class Admin:
             ),
         )
 
-    async def unneeded(self) -> Unneeded:
-        """What `adopt_volume` gives over to be removed."""
+    async def unreferenced(self) -> UnreferencedFiles:
+        """What is removed after `adopt_volume`."""
         with storage_errors():
-            return await self._sweeper.unneeded()
+            return await self._sweeper.unreferenced()
 
     async def adopt_volume(self) -> None:
-        """Have the folder of files swept again, after a loss of the queue's records."""
+        """Allow sweeps of the volume again, after the queue has lost its records."""
         with storage_errors():
             await self._sweeper.adopt()
 
     async def purge(self, id: str) -> BatchRecord:
-        """Delete the files of an ended batch now; its record goes with the next clean-up."""
+        """Delete the output files of an ended batch now, its record at the next clean-up."""
         record = await self.batch(id)
         if record.status not in ENDED_BATCHES:
             raise BatchEnded(f"batch {id} is {record.status}: cancel it first")
-        files = Files(self._client)
+        files = FileRepository(self._client)
         for file_id in (record.output_file_id, record.error_file_id):
             if file_id is not None:
                 await files.drop(record.tenant, file_id)
-        # Forgotten meanwhile, it needs no purge.
+        # False if the record was deleted meanwhile, which is the aim.
         await self._queue.purge(id)
         return record
 
@@ -177,7 +182,7 @@ class Admin:
         with self._jobs.store.open(sha256) as file:
             return {str(json.loads(line.text)["custom_id"]) for line in read_lines(file)}
 
-    def _copy_lines(self, sha256: str, wanted: set[str]) -> Stored:
+    def _copy_lines(self, sha256: str, wanted: set[str]) -> StoredUpload:
         upload = self._jobs.upload()
         try:
             with self._jobs.store.open(sha256) as file:

@@ -1,7 +1,7 @@
 """Bytes of files and line responses on a volume, named by their SHA-256.
 
-Knows no record: who needs which bytes stands in Redis. Every method blocks; call it in a thread.
-What is committed has been fsynced, and so has its folder.
+Knows no records: Redis holds which of them refer to which bytes. Every method blocks; call it in a
+thread. Committed bytes and their folder have been fsynced.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import shutil
 from pathlib import Path
 from typing import BinaryIO
 
-from allrounder_service.jobs.ids import BATCH_ID, SHA256
+from allrounder_service.jobs.records import BATCH_ID, SHA256
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class Store:
+class BlobStore:
     """Folders `blobs/ab/<sha256>`, `results/<batch>/<sha256>.json`, `drafts/`, `trash/`.
 
     No path is built from anything but digests and ids of this service's own form.
@@ -40,12 +40,12 @@ class Store:
             folder.chmod(0o700)
 
     def draft(self, *, batch: str = "", fence: int = 0) -> Draft:
-        """A new blob, not visible yet. Named after a batch it can be found when its writer dies."""
+        """A new blob, not visible yet; `batch` and `fence` let `discard_drafts` find it."""
         owner = f"{_checked(BATCH_ID, batch)}.{fence:d}." if batch else ""
         return Draft(self, self.drafts / f"{owner}{secrets.token_hex(8)}")
 
     def discard_drafts(self, batch: str) -> None:
-        """Of those that wrote for this batch before: dead, or fenced off."""
+        """Remove what earlier controllers of this batch left: they crashed or lost their lease."""
         for path in self.drafts.glob(f"{_checked(BATCH_ID, batch)}.*"):
             path.unlink(missing_ok=True)
 
@@ -53,7 +53,7 @@ class Store:
         return self.blobs / sha256[:2] / _checked(SHA256, sha256)
 
     def open(self, sha256: str) -> BinaryIO:
-        """For reading; the bytes stay readable after a removal. Raises FileNotFoundError."""
+        """Open for reading; the bytes stay readable after a removal. Raises FileNotFoundError."""
         return os.fdopen(os.open(self.blob_path(sha256), _READ), "rb")
 
     def read(self, sha256: str, offset: int, length: int) -> bytes:
@@ -63,10 +63,7 @@ class Store:
             return file.read(length)
 
     def touch(self, sha256: str) -> bool:
-        """Keep the sweeper off these bytes until somebody's need of them is recorded.
-
-        False: they are gone.
-        """
+        """Protect these bytes from the sweeper until a record refers to them; False: not found."""
         try:
             os.utime(self.blob_path(sha256))
         except FileNotFoundError:
@@ -98,7 +95,7 @@ class Store:
         shutil.rmtree(self.results / _checked(BATCH_ID, batch), ignore_errors=True)
 
     def move(self, source: Path, target: Path) -> None:
-        """Durable once it returns. What lies at `target` already has the same bytes."""
+        """Durable once it returns. An existing `target` has the same bytes."""
         try:
             target.parent.mkdir(mode=0o700)
         except FileExistsError:
@@ -112,7 +109,7 @@ class Store:
 class Draft:
     """A blob while it is written by one writer. Ends with `commit` or `discard`."""
 
-    def __init__(self, store: Store, path: Path) -> None:
+    def __init__(self, store: BlobStore, path: Path) -> None:
         self._store = store
         self._path = path
         self._digest = hashlib.sha256()
@@ -128,7 +125,7 @@ class Draft:
         """Make it a blob -> its SHA-256. Raises FileNotFoundError if the draft was discarded."""
         with self._file:
             self._file.flush()
-            # The sweeper's grace begins here, however long ago the last byte came.
+            # The sweeper's grace period begins here, not with the last byte.
             os.utime(self._file.fileno())
             os.fsync(self._file.fileno())
         sha256 = self._digest.hexdigest()
@@ -136,14 +133,14 @@ class Draft:
         return sha256
 
     def discard(self) -> None:
-        """Nothing happens after a commit."""
+        """Has no effect after a commit."""
         with contextlib.suppress(OSError):
             self._file.close()
         self._path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
-    """What was created or renamed in it survives a power cut."""
+    """Make files that were created or renamed in it durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

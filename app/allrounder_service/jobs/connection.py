@@ -1,6 +1,6 @@
-"""The connection to the server of batch jobs, and the one map from its errors to ours.
+"""The connection to the server of batch jobs, and the only map from its errors to ours.
 
-Nothing that leaves here shows an address, a credential or an exception's text.
+No error of this module contains an address, a credential or another exception's text.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ _CODE = re.compile(r"(?:^|caused error: \W*)([A-Z]+)\b")
 
 
 class RefusedRetry(Retry):
-    """Repeats only what the server cannot have executed: it was not there, or still loading.
+    """Retries only commands that the server cannot have executed: it was down, or still loading.
 
-    A command whose reply was lost may have run; whether it may run twice its sender must know.
-    redis-py keeps one of these for each connection, and nests its calls; the outermost repeats.
+    A command whose reply was lost may have run; only its caller knows whether it is idempotent.
+    redis-py keeps one of these for each connection and nests its calls; the outermost one retries.
     """
 
     _is_nested = False
@@ -116,7 +116,7 @@ def connect(url: str) -> Redis:
     """
     try:
         pool = _pool(url)
-        # Its constructor is where unknown options show; else the first command would meet them.
+        # Its constructor rejects unknown options, which would otherwise fail at the first command.
         pool.connection_class(**pool.connection_kwargs)
     except (TypeError, ValueError):
         raise StartupError("redis_url is not understood, or has an unknown option") from None
@@ -144,9 +144,9 @@ def _pool(url: str) -> BlockingConnectionPool:
 
 @contextmanager
 def queue_errors() -> Iterator[None]:
-    """What the server's state causes becomes `QueueUnavailable`; our own mistakes pass through.
+    """Errors of the server become `QueueUnavailable`; programming errors pass through.
 
-    A command in here may have been executed although it raised: repeat only what may run twice.
+    A command in here may have been executed although it raised: retry only idempotent ones.
     """
     try:
         yield
@@ -186,7 +186,7 @@ def _was_refused(err: RedisError) -> bool:
 
 
 def _root(err: RedisError) -> RedisError:
-    """What the server said where redis-py calls it a lost connection: a PING ahead was refused."""
+    """The server's own error where redis-py reports a lost connection after a refused PING."""
     while type(err) is ConnectionError and isinstance(err.__context__, RedisError):
         err = err.__context__
     return err

@@ -19,21 +19,24 @@ from allrounder.errors import (
     NotFound,
     QueueFull,
 )
-from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.batch_controller import BatchController
+from allrounder_service.jobs.blob_store import BlobStore
 from allrounder_service.jobs.connection import queue_errors
-from allrounder_service.jobs.file_records import Files, NewUpload
-from allrounder_service.jobs.ids import BATCH_ID, FILE_ID, new_batch_id
-from allrounder_service.jobs.pages import Page, PageRequest, UnknownCursor
-from allrounder_service.jobs.queue import Queue
-from allrounder_service.jobs.records import BatchRecord, FileRecord
-from allrounder_service.jobs.states import BatchStatus
-from allrounder_service.jobs.steward import Steward
+from allrounder_service.jobs.files import FileRepository, NewUpload, StoredUpload, Upload
+from allrounder_service.jobs.queue import Admission, NewBatch, Queue, QueueLimits
+from allrounder_service.jobs.records import (
+    BATCH_ID,
+    FILE_ID,
+    BatchRecord,
+    BatchStatus,
+    FileRecord,
+    new_batch_id,
+)
+from allrounder_service.jobs.redis_reads import Page, PageRequest, UnknownCursor
 from allrounder_service.jobs.sweeper import Sweeper
-from allrounder_service.jobs.transitions import Admission, NewBatch, QueueLimits
-from allrounder_service.jobs.uploads import Stored, Upload
 
 MAX_FILENAME_CHARS = 255
-# Lines leave the queue at the speed of the model; asking every second would change nothing.
+# Lines leave the queue at the speed of the model, so an earlier retry would be refused again.
 RETRY_FULL_SECONDS = 30.0
 
 P = ParamSpec("P")
@@ -52,7 +55,7 @@ class JobsOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchOrder:
-    """What a caller asks for; `idempotency_key` '' where he gave none."""
+    """A batch as a caller requests it; `idempotency_key` '' where none was given."""
 
     endpoint: str
     input_file_id: str
@@ -64,46 +67,46 @@ class BatchOrder:
 
     @property
     def digest(self) -> str:
-        """The same for the same request."""
-        said = {
+        """SHA-256 that identifies the request, whatever its idempotency key."""
+        request = {
             "endpoint": self.endpoint,
             "input_file_id": self.input_file_id,
             "completion_window": self.completion_window,
             "metadata": self.metadata,
             "keep_files_seconds": self.keep_files_seconds,
         }
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
-def _answers(
+def _typed_errors(
     method: Callable[Concatenate[Jobs, P], Awaitable[T]],
 ) -> Callable[Concatenate[Jobs, P], Awaitable[T]]:
-    """An outage of Redis becomes QueueUnavailable, an unknown cursor a wrong field."""
+    """An outage of Redis becomes QueueUnavailable, an unknown cursor InvalidField."""
 
     @wraps(method)
-    async def answering(self: Jobs, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def wrapped(self: Jobs, /, *args: P.args, **kwargs: P.kwargs) -> T:
         with queue_errors():
             try:
                 return await method(self, *args, **kwargs)
             except UnknownCursor:
                 raise InvalidField("after: no such id in this list", param="after") from None
 
-    return answering
+    return wrapped
 
 
 class Jobs:
-    """Files, batches and the steward that looks after them.
+    """Files, batches, and the batch controller of this process.
 
-    An id of another form, an unknown one and another tenant's are the same: NotFound. Every method
-    that asks Redis raises QueueUnavailable while it is away.
+    NotFound is raised alike for an id of another form, an unknown one and another tenant's. Every
+    method that uses Redis raises QueueUnavailable while it is away.
     """
 
-    def __init__(self, client: Redis, store: Store, options: JobsOptions) -> None:
+    def __init__(self, client: Redis, store: BlobStore, options: JobsOptions) -> None:
         self.options = options
         self.store = store
         self.queue = Queue(client, options.queue)
-        self.files = Files(client)
-        self.steward = Steward(
+        self.files = FileRepository(client)
+        self.controller = BatchController(
             self.queue,
             store,
             self.files,
@@ -112,24 +115,24 @@ class Jobs:
         )
 
     async def start(self) -> None:
-        """Redis may be away: the steward waits for it. Raises OSError for an unusable volume."""
+        """Redis may be away: the controller retries. Raises OSError for an unusable volume."""
         await asyncio.to_thread(self.store.prepare)
-        self.steward.start()
+        self.controller.start()
 
     async def stop(self) -> None:
-        """The batch at hand is left to the next steward."""
-        await self.steward.stop()
+        """The current batch is left to another controller."""
+        await self.controller.stop()
 
     def upload(self) -> Upload:
-        """Where a new file is written to; blocks."""
+        """Start an upload; blocks."""
         most = self.options
         return Upload(self.store, max_bytes=most.max_file_bytes, max_lines=most.max_batch_lines)
 
-    @_answers
+    @_typed_errors
     async def add_file(
-        self, tenant: str, stored: Stored, *, filename: str, seconds: int | None
+        self, tenant: str, stored: StoredUpload, *, filename: str, seconds: int | None
     ) -> FileRecord:
-        """Make stored bytes a file, kept as long as batches are unless `seconds` says otherwise."""
+        """Record an upload as a file, kept for `seconds` or else for the retention of batches."""
         return await self.files.add(
             NewUpload(
                 tenant=tenant,
@@ -141,38 +144,38 @@ class Jobs:
             )
         )
 
-    @_answers
+    @_typed_errors
     async def file(self, tenant: str, id: str) -> FileRecord:
         record = await self.files.get(tenant, id) if FILE_ID.fullmatch(id) else None
         return record or _no_file()
 
-    @_answers
+    @_typed_errors
     async def list_files(
         self, tenant: str, wanted: PageRequest, *, purpose: str | None = None
     ) -> Page[FileRecord]:
         return await self.files.page(tenant, wanted, purpose=purpose)
 
-    @_answers
+    @_typed_errors
     async def delete_file(self, tenant: str, id: str) -> None:
         if not FILE_ID.fullmatch(id) or not await self.files.drop(tenant, id):
             _no_file()
 
     async def open_file(self, record: FileRecord) -> BinaryIO:
-        """Its bytes, also should it be deleted meanwhile; the caller closes it."""
+        """Open its bytes, which stay readable if it is deleted meanwhile; the caller closes it."""
         try:
             return await asyncio.to_thread(self.store.open, record.sha256)
         except FileNotFoundError:
             _no_file()
 
-    @_answers
+    @_typed_errors
     async def create_batch(self, tenant: str, order: BatchOrder) -> BatchRecord:
-        """Admit a batch; the same order with the same idempotency key gives the first one.
+        """Admit a batch; the same order with the same idempotency key returns the first one.
 
         Raises: IdempotencyKeyReused, InvalidField, QueueFull.
         """
-        first = await self._first_of(tenant, order)
-        if first is not None:
-            return first
+        existing = await self._existing_batch(tenant, order)
+        if existing is not None:
+            return existing
         file = await self._input_file(tenant, order.input_file_id)
         new = NewBatch(
             id=new_batch_id(),
@@ -195,40 +198,40 @@ class Jobs:
             raise QueueFull(
                 "the queue of batch jobs is full", retry_after_seconds=RETRY_FULL_SECONDS
             )
-        self.steward.wake()
+        self.controller.wake()
         return await self._batch(tenant, id)
 
-    @_answers
+    @_typed_errors
     async def batch(self, tenant: str, id: str) -> BatchRecord:
         return await self._batch(tenant, id)
 
-    @_answers
+    @_typed_errors
     async def list_batches(self, tenant: str, wanted: PageRequest) -> Page[BatchRecord]:
         return await self.queue.page(tenant, wanted)
 
-    @_answers
+    @_typed_errors
     async def cancel_batch(self, tenant: str, id: str) -> BatchRecord:
-        """Cancelling twice is fine. Raises BatchEnded where the files are (being) written."""
+        """Idempotent. Raises BatchEnded once the batch is finalizing or has ended."""
         status = await self.queue.cancel(id, tenant) if BATCH_ID.fullmatch(id) else None
         if status is None:
             _no_batch()
         if status not in (BatchStatus.CANCELLING, BatchStatus.CANCELLED):
             raise BatchEnded(f"a batch that is {status} cannot be cancelled")
-        self.steward.wake()
+        self.controller.wake()
         return await self._batch(tenant, id)
 
     async def _batch(self, tenant: str, id: str) -> BatchRecord:
         record = await self.queue.batch(id) if BATCH_ID.fullmatch(id) else None
         return record if record is not None and record.tenant == tenant else _no_batch()
 
-    async def _first_of(self, tenant: str, order: BatchOrder) -> BatchRecord | None:
-        """The batch that this key made, even if its input was deleted since.
+    async def _existing_batch(self, tenant: str, order: BatchOrder) -> BatchRecord | None:
+        """The batch created with this idempotency key, even if its input was deleted since.
 
-        None also where that batch is forgotten: the key is as good as new.
+        None also where that batch was deleted: the key may be used again.
         """
         if not order.idempotency_key:
             return None
-        made = await self.queue.made_by(tenant, _key_digest(order.idempotency_key))
+        made = await self.queue.find_by_idempotency_key(tenant, _key_digest(order.idempotency_key))
         if made is None:
             return None
         id, digest = made
@@ -239,7 +242,7 @@ class Jobs:
 
     async def _input_file(self, tenant: str, id: str) -> FileRecord:
         file = await self.files.get(tenant, id) if FILE_ID.fullmatch(id) else None
-        # The touch keeps the bytes until the batch has its own claim on them.
+        # The touch protects the bytes from the sweeper until the batch refers to them.
         if file is None or not await asyncio.to_thread(self.store.touch, file.sha256):
             raise InvalidField("input_file_id: there is no such file", param="input_file_id")
         if file.purpose != "batch":
@@ -272,7 +275,7 @@ def _key_digest(key: str) -> str:
 
 
 def _shown_name(filename: str) -> str:
-    """The last part of whatever the client called it; shown, never used as a path."""
+    """The last part of the client's file name; displayed, never used as a path."""
     last = filename.replace("\\", "/").rpartition("/")[2]
     printable = "".join(each for each in last if each.isprintable())
     return printable[:MAX_FILENAME_CHARS] or "file.jsonl"

@@ -1,4 +1,4 @@
-"""What must hold in Redis between any two transitions; every check of the queue ends with this."""
+"""The invariants of the queue: they hold in Redis between any two transitions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from redis.asyncio import Redis
 
 from allrounder_service.jobs import redis_keys as keys
+from allrounder_service.jobs.records import ENDED, ENDED_BATCHES, BatchStatus, JobState
 from allrounder_service.jobs.redis_keys import key
-from allrounder_service.jobs.replies import (
+from allrounder_service.jobs.redis_reads import (
     read_hash,
     read_list,
     read_pending,
@@ -18,12 +19,11 @@ from allrounder_service.jobs.replies import (
     read_stream,
     scan_hashes,
 )
-from allrounder_service.jobs.states import ENDED, ENDED_BATCHES, BatchStatus, JobState
 
 
 @dataclass(kw_only=True)
 class _Scan:
-    """Everything that Redis holds of the queue, read without a lock: use it when nothing moves."""
+    """All keys of the queue, read without a lock: only valid while no transition runs."""
 
     jobs: dict[str, dict[str, str]] = field(default_factory=dict)
     batches: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -33,11 +33,11 @@ class _Scan:
     depth: Mapping[str, str] = field(default_factory=dict)
     held: int = 0
     window: Mapping[str, str] = field(default_factory=dict)
-    care: frozenset[str] = frozenset()
+    due: frozenset[str] = frozenset()
 
 
 async def find_violations(client: Redis) -> list[str]:
-    """Sentences, one for each thing that is wrong; empty where all is well."""
+    """A sentence for each violated invariant; empty where all hold."""
     scan = await _read(client)
     return [
         *(text for id in scan.jobs for text in _check_job(id, scan)),
@@ -61,7 +61,7 @@ async def _read(client: Redis) -> _Scan:
     scan.depth = await read_hash(client, key("depth"))
     scan.held = int(await client.get(key("held")) or 0)
     scan.window = await read_hash(client, key("window"))
-    scan.care = frozenset(await read_ranks(client, key("care")))
+    scan.due = frozenset(await read_ranks(client, key(keys.DUE)))
     return scan
 
 
@@ -72,7 +72,7 @@ def _check_job(id: str, scan: _Scan) -> list[str]:
     wanted: tuple[tuple[int, int, int], ...] = ((0, 0, 0),)
     if state is JobState.QUEUED:
         wanted = ((1, 0, 0), (0, 1, 0))
-        # Until the steward withdraws it.
+        # Until the batch controller withdraws it.
         if scan.batches[job["batch"]]["ending"]:
             wanted = ((0, 0, 0), (0, 1, 0))
     elif state is JobState.RUNNING:
@@ -114,8 +114,8 @@ def _check_batch(id: str, scan: _Scan) -> list[str]:
     waits = not batch["ending"] and int(batch["next"]) < int(batch["submitted"])
     if scan.listed[batch["tenant"], id] != int(waits):
         wrong.append(f"batch {id} is {scan.listed[batch['tenant'], id]} times in the backlog")
-    if id not in scan.care:
-        wrong.append(f"batch {id} is {status} and no steward will look at it")
+    if id not in scan.due:
+        wrong.append(f"batch {id} is {status} and never due for a controller")
     return wrong
 
 
@@ -133,7 +133,7 @@ def _check_counts(scan: _Scan) -> list[str]:
         wrong.append(f"depth of all is {scan.depth.get(':all')}, not {sum(depth.values())}")
     whole = sum(int(each["total"]) for each in scan.batches.values() if each["swept"] == "0")
     if scan.held != whole:
-        wrong.append(f"{scan.held} lines are said to take memory, not {whole}")
+        wrong.append(f"held is {scan.held}, but {whole} lines take memory")
     inside = scan.undelivered + scan.pending
     waiting = [scan.jobs[id] for id in scan.undelivered if id in scan.jobs]
     new = Counter(job["tenant"] for job in waiting if job.get("slane") == keys.LANE_BATCH)

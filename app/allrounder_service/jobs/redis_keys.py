@@ -1,34 +1,34 @@
 """Every Redis key and every lifetime of batch jobs, each with its reason.
 
 All keys share the hash tag `{v}`, so that a cluster keeps them in one slot and one script may touch
-them all. The scripts build the same names from the same prefix; `scripts/common.lua` is their only
-other home. A *line* is one request of a batch; its job is `<batch>/<line number>`, so that putting
-a line in twice is seen.
+them all. The scripts build the same names from the same prefix; `scripts/common.lua` is the only
+other place that names them. A *line* is one request of a batch; its job is
+`<batch>/<line number>`, so that a repeated submission of a line is recognised.
 
 | key | type | holds |
 |---|---|---|
-| `job:<id>` | hash | the only truth about a line: state, fence, stream entry, crashes, result |
-| `lane:<name>` | stream | lines that wait or run; an entry leaves when its job ends |
+| `job:<id>` | hash | the source of truth about a line: state, fencing token, stream entry, result |
+| `lane:<name>` | stream | lines that wait or run; an entry is deleted when its job ends |
 | `backlog:<tenant>` | list | batches with lines beyond the tenant's window, from their `next` on |
 | `window` | hash | lines of each tenant that wait in the lane `batch` |
-| `depth` | hash | lines admitted and not ended, of all and of each tenant |
-| `held` | string | lines of batches that were not cleaned up, ended ones too: what takes memory |
-| `batch:<id>` | hash | the batch: status, counts, times, the fence of its steward |
+| `depth` | hash | lines admitted and not ended, in total and by tenant |
+| `held` | string | lines of batches that were not cleaned up, ended or not: they take memory |
+| `batch:<id>` | hash | the batch: status, counts, times, the fencing token of its controller |
 | `batches:<tenant>` | sorted set | ids by time of creation, for lists with cursors |
 | `files:<tenant>` | sorted set | likewise |
-| `care` | sorted set | batches by the time (ms) when a steward must look at them next |
-| `file:<id>` | hash | what is known of a file; its bytes are on the volume |
-| `blob:<sha256>` | set | ids of files and batches that need these bytes |
+| `care` | sorted set | batches by the time (ms) when they are due for a batch controller |
+| `file:<id>` | hash | the record of a file; its bytes are on the volume |
+| `blob:<sha256>` | set | ids of files and batches that refer to these bytes |
 | `expiries` | sorted set | files by the time (s) when they are deleted |
-| `idem:<tenant>:<key>` | hash | the batch that it made, and the digest of that request |
-| `solo` | string | the worker that empties its batch to run suspect lines alone |
-| `workers` | sorted set | workers by their last beat (ms) |
-| `dead` | stream | lines that killed their worker when run alone |
-| `reaped` | string | when (ms) lines were last taken back from those who are silent |
-| `grace` | string | Redis was away: who is silent is not dead yet |
+| `idem:<tenant>:<key>` | hash | the batch of this idempotency key, and the request's digest |
+| `solo` | string | the worker that runs suspect lines alone, once its other lines have ended |
+| `workers` | sorted set | workers by their last heartbeat (ms) |
+| `dead` | stream | dead letters: lines whose worker crashed while it ran them alone |
+| `reaped` | string | when (ms) expired leases were last reaped |
+| `grace` | string | exists during the grace period after an outage of Redis: no lease is reaped |
 | `stats` | hash | counters: lease_lost, redelivered, stale_results, dead |
-| `sweeping` | string | the volume was swept, or is being swept, not long ago |
-| `volume` | string | mark of the volume that holds the bytes |
+| `sweeping` | string | a sweep of the volume began within the last SWEEP_SECONDS |
+| `volume` | string | id of the volume that holds the bytes |
 """
 
 from __future__ import annotations
@@ -37,40 +37,43 @@ from typing import Final
 
 PREFIX: Final = "vq:{v}:"
 GROUP: Final = "g"
+# Batches by the time when they are due. Existing queues hold it under this name.
+DUE: Final = "care"
 
 LANE_SUSPECT: Final = "suspect"
 LANE_RETRY: Final = "retry"
 LANE_BATCH: Final = "batch"
-# In order of claiming: what may be poison is settled first, what was begun before goes next.
+# In order of claiming: lines that may crash a worker first, then those that were started before.
 LANES: Final = (LANE_SUSPECT, LANE_RETRY, LANE_BATCH)
 
-# A tenant's lines that wait in the lane: another tenant waits behind at most this many of each.
+# Fairness: another tenant waits behind at most this many lines of each tenant.
 WINDOW: Final = 64
-# Long enough for a pause of the process or of Redis, short enough that work moves on soon.
+# The visibility timeout of a claimed line: long enough for a pause of the process or of Redis,
+# short enough that the lines of a crashed worker are retried soon.
 LEASE_MS: Final = 30_000
-# Six beats to a lease: five may fail in a row.
-BEAT_SECONDS: Final = 5.0
-# The lease on running alone outlives the lease on the line that is run.
+# Six heartbeats in a lease: five may fail in a row.
+HEARTBEAT_SECONDS: Final = 5.0
+# The lease on running alone is longer than the lease on the line itself.
 SOLO_LEASES: Final = 3
-# A line that took its worker down twice with nobody beside it is the cause.
+# A line that crashed its worker twice while it ran alone is the cause: it becomes a dead letter.
 MAX_SOLO_CRASHES: Final = 2
 # OpenAI's clients repeat a request within minutes; a day also covers a queue that retries.
 IDEMPOTENCY_SECONDS: Final = 24 * 3600
-# The output file says everything; the job stays a while for whoever asks what happened. Memory
-# is not counted for it any more, so not for long.
+# The output file holds every result; the job is kept for diagnosis. Admission control no longer
+# counts its memory, so the time is short.
 ENDED_JOB_SECONDS: Final = 600
 # Batches and the files they made, unless the request says how long.
 RETENTION_SECONDS: Final = 30 * 24 * 3600
-# A consumer without pending entries is only a name; it is removed after this silence.
+# An idle consumer without pending entries is removed after this time.
 CONSUMER_IDLE_MS: Final = 10 * 60_000
 # OpenAI's bounds of `expires_after` and `output_expires_after`.
 MIN_EXPIRY_SECONDS: Final = 3600
 MAX_EXPIRY_SECONDS: Final = RETENTION_SECONDS
-# The volume is listed at most this often, by one process; garbage may wait that long.
+# The volume is swept at most this often, by one process.
 SWEEP_SECONDS: Final = 300
-# Between bytes on the volume and the record that needs them lies one script; this is far longer.
+# Bytes reach the volume just before the record that refers to them; this is far longer.
 GRACE_SECONDS: Final = 600
-# An upload may pause between two writes; then its draft looks like one whose writer died.
+# Longer than an upload may pause between two writes: older drafts belong to crashed writers.
 DRAFT_SECONDS: Final = 3600
 
 

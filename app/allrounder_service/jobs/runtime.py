@@ -1,4 +1,4 @@
-"""Everything about batch jobs that one process runs: the queue's server, steward and worker."""
+"""Everything that one process runs for batch jobs: queue server, batch controller, worker."""
 
 from __future__ import annotations
 
@@ -11,31 +11,30 @@ from redis.exceptions import RedisError
 
 from allrounder.engine.protocols import EngineFacade, EngineState
 from allrounder.errors import QueueNotConfigured, QueueUnavailable
-from allrounder_service.jobs.beat import Progress
-from allrounder_service.jobs.blob_store import Store
+from allrounder_service.jobs.blob_store import BlobStore
 from allrounder_service.jobs.connection import connect
-from allrounder_service.jobs.execution import Answer
+from allrounder_service.jobs.execution import LineHandler
 from allrounder_service.jobs.facade import Jobs, JobsOptions
-from allrounder_service.jobs.queue import Queue
+from allrounder_service.jobs.heartbeat import Progress
+from allrounder_service.jobs.queue import Queue, QueueLimits
 from allrounder_service.jobs.server import QueueServer
-from allrounder_service.jobs.tasks import end, persist
-from allrounder_service.jobs.transitions import QueueLimits
-from allrounder_service.jobs.worker import Worker, look_ahead
+from allrounder_service.jobs.tasks import cancel_and_wait, supervise
+from allrounder_service.jobs.worker import Worker, num_prefetched
 from allrounder_service.metrics.queue_metrics import JobsGauges
 from allrounder_service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 FILES_FOLDER = "files"
-# A batch line runs even where callers who wait keep every slot busy: one slot in ten is for them.
+# Batch lines have a reserved share of one slot in ten; interactive requests have priority.
 BATCH_SHARE = 10
 CENSUS_SECONDS = 1.0
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineRoom:
-    """What a worker asks of an engine: how many lines fit, and whether it moves."""
+class EngineCapacity:
+    """What a worker needs to know of an engine: its free slots and its progress."""
 
     engine: EngineFacade
     max_running: int
@@ -46,7 +45,7 @@ class EngineRoom:
         if status.state is not EngineState.READY:
             return 0
         busy = max(executing, status.num_running + status.num_waiting)
-        room = self.max_running + look_ahead(self.max_running) - busy
+        room = self.max_running + num_prefetched(self.max_running) - busy
         return max(room, max(1, self.max_running // BATCH_SHARE) - executing)
 
     def progress(self, hang_seconds: float) -> Progress:
@@ -78,12 +77,12 @@ def files_folder(settings: Settings) -> Path:
 class JobsRuntime:
     """Owned by main: `start`, `release` and `stop` once each, on one event loop.
 
-    Nothing here can fail the process: without Redis the batch routes say so, chat goes on.
+    No failure in here ends the process: without Redis only the batch routes are unavailable.
     """
 
     def __init__(self, settings: Settings, engine: EngineFacade) -> None:
         self._settings = settings
-        self._room = EngineRoom(engine=engine, max_running=settings.max_running)
+        self._capacity = EngineCapacity(engine=engine, max_running=settings.max_running)
         self.server = QueueServer(settings)
         self.gauges = JobsGauges()
         self._jobs: Jobs | None = None
@@ -95,18 +94,18 @@ class JobsRuntime:
         """Raises QueueNotConfigured, QueueUnavailable or QueueUnsupported."""
         client = self.server.client
         if self._jobs is None:
-            store = Store(files_folder(self._settings))
+            store = BlobStore(files_folder(self._settings))
             self._jobs = Jobs(client, store, jobs_options(self._settings))
         return self._jobs
 
-    async def start(self, answer: Answer) -> None:
-        """Returns at once; the server may come up later."""
+    async def start(self, answer: LineHandler) -> None:
+        """Return at once; the server may become ready later."""
         await self.server.start()
         self._running = asyncio.create_task(self._run(answer), name="jobs")
-        self._running.add_done_callback(_tell_failure)
+        self._running.add_done_callback(_log_failure)
 
     async def release(self) -> None:
-        """Claim nothing more and give back what is in execution: the process is about to end."""
+        """Claim no more lines and release those in execution, ahead of a shutdown."""
         self._released = True
         if self._worker is not None:
             await self._worker.stop()
@@ -114,31 +113,31 @@ class JobsRuntime:
     async def stop(self) -> None:
         await self.release()
         if self._running is not None:
-            await end(self._running)
+            await cancel_and_wait(self._running)
         if self._jobs is not None:
             await self._jobs.stop()
         await self.server.stop()
 
     async def refresh(self) -> None:
-        """Count what is in Redis, for the scrape that is about to be answered."""
+        """Update the gauges from Redis, for the current scrape."""
         try:
             async with asyncio.timeout(CENSUS_SECONDS):
-                self.gauges.note(await self.jobs().queue.census())
+                self.gauges.update(await self.jobs().queue.census())
         except QueueNotConfigured:
-            self.gauges.note_no_queue()
+            self.gauges.clear()
         except (QueueUnavailable, RedisError, OSError, TimeoutError):
-            self.gauges.note(None)
+            self.gauges.update(None)
 
-    async def _run(self, answer: Answer) -> None:
+    async def _run(self, answer: LineHandler) -> None:
         jobs = await self._connected()
         if jobs is None:
             return
-        await persist(jobs.start, task="looking after batch jobs")
+        await supervise(jobs.start, task="the start of batch jobs")
         if self._settings.batch_worker:
-            await persist(lambda: self._work(jobs, answer), task="the worker of batch jobs")
+            await supervise(lambda: self._work(jobs, answer), task="the worker of batch jobs")
 
-    async def _work(self, jobs: Jobs, answer: Answer) -> None:
-        """Until released. What stops a worker gives its lines back; the next has another name."""
+    async def _work(self, jobs: Jobs, answer: LineHandler) -> None:
+        """Run a worker until released; one that fails releases its lines first."""
         if self._released:
             return
         self._worker = worker = self._make_worker(jobs, answer)
@@ -149,28 +148,28 @@ class JobsRuntime:
             raise
 
     async def _connected(self) -> Jobs | None:
-        """None where there will never be a queue."""
+        """None where no queue is configured."""
         while True:
             try:
                 return self.jobs()
             except QueueNotConfigured:
                 return None
             except QueueUnavailable:
-                await asyncio.sleep(_LOOK_SECONDS)
+                await asyncio.sleep(_POLL_SECONDS)
 
-    def _make_worker(self, jobs: Jobs, answer: Answer) -> Worker:
+    def _make_worker(self, jobs: Jobs, answer: LineHandler) -> Worker:
         settings, options = self._settings, jobs.options.queue
         return Worker(
             jobs.queue,
             lambda: Queue(connect(self.server.url), options),
             jobs.store,
             answer,
-            free_slots=self._room.free_slots,
-            progress=self._room.progress(settings.batch_hang_seconds),
-            beat_seconds=settings.batch_lease_seconds / 6,
+            free_slots=self._capacity.free_slots,
+            progress=self._capacity.progress(settings.batch_hang_seconds),
+            heartbeat_seconds=settings.batch_lease_seconds / 6,
         )
 
 
-def _tell_failure(task: asyncio.Task[None]) -> None:
+def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (err := task.exception()) is not None:
         logger.critical("batch jobs have stopped working in this process", exc_info=err)

@@ -1,6 +1,7 @@
-"""A worker: claims lines when the engine has room, executes them and publishes how they ended.
+"""A worker: claims lines when the engine has free slots, executes them and publishes the results.
 
-Knows the engine by what main hands it: how many lines fit, whether it moves, and how to answer one.
+It knows the engine only through what main hands it: free slots, progress, and how a line is
+answered.
 """
 
 from __future__ import annotations
@@ -17,31 +18,46 @@ from functools import partial
 
 from redis.exceptions import RedisError
 
-from allrounder_service.jobs.beat import Heart, Leases, Progress
-from allrounder_service.jobs.execution import Answer, Outcome, Volume, execute, outcome_of
-from allrounder_service.jobs.queue import Queue
-from allrounder_service.jobs.redis_keys import BEAT_SECONDS
-from allrounder_service.jobs.transitions import Beat, Claim
+from allrounder_service.jobs.execution import (
+    LineHandler,
+    LineOutcome,
+    Volume,
+    execute,
+    outcome_of,
+)
+from allrounder_service.jobs.heartbeat import (
+    CloseConnection,
+    HeartbeatThread,
+    Leases,
+    Progress,
+    SendHeartbeat,
+)
+from allrounder_service.jobs.queue import Claim, HeartbeatReply, Queue
+from allrounder_service.jobs.redis_keys import HEARTBEAT_SECONDS
+from allrounder_service.jobs.tasks import (
+    MAX_OUTAGE_SECONDS,
+    MIN_OUTAGE_SECONDS,
+    retry_with_backoff,
+)
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
-_MAX_BACKOFF_SECONDS = 1.0
-_MIN_CLOSED_SECONDS, _MAX_CLOSED_SECONDS = 1.0, 30.0
-_LAST_WORDS_SECONDS = 10.0
+_MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 1.0, 30.0
+_STOP_SECONDS = 10.0
 
 
-def look_ahead(slots: int) -> int:
-    """Lines to hold beyond the engine's slots, so that a slot is taken again in the same step.
+def num_prefetched(slots: int) -> int:
+    """Lines to claim beyond the engine's slots, so that a freed slot is filled in the same step.
 
     A line that is claimed only when a slot is free misses a step, which is a tenth or more of its
-    time in the engine. Its lease is kept by beats, so holding it ahead costs nothing.
+    time in the engine. Heartbeats keep its lease, so claiming it early costs nothing.
     """
     return max(1, slots // 4)
 
 
 def worker_name() -> str:
-    """Never the same twice, so that a restarted worker is not taken for the one that died."""
+    """Never the same twice, so that a restarted worker is not mistaken for the crashed one."""
     return f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
 
 
@@ -59,11 +75,11 @@ class Worker:
         queue: Queue,
         open_queue: Callable[[], Queue],
         volume: Volume,
-        answer: Answer,
+        answer: LineHandler,
         *,
         free_slots: Callable[[int], int],
         progress: Progress,
-        beat_seconds: float = BEAT_SECONDS,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
         self.name = worker_name()
@@ -71,54 +87,56 @@ class Worker:
         self._free_slots, self._progress = free_slots, progress
         self._poll_seconds = poll_seconds
         self._leases = Leases()
-        # By job and fence: of a lost line an execution may still be ending when it comes back.
-        self._executing: dict[tuple[str, int], asyncio.Task[Outcome]] = {}
+        # By job and fencing token: a stale execution of a line may still end beside the new one.
+        self._executing: dict[tuple[str, int], asyncio.Task[LineOutcome]] = {}
         self._publishing: set[asyncio.Task[None]] = set()
-        self._room = asyncio.Event()
-        self._closed_seconds = _MIN_CLOSED_SECONDS
-        self._closed_until = 0.0
+        self._slot_freed = asyncio.Event()
+        self._pause_seconds = _MIN_PAUSE_SECONDS
+        self._paused_until = 0.0
         self._stopping = False
-        self._heart = Heart(
-            lambda: self._open_beat(open_queue),
+        self._heartbeat = HeartbeatThread(
+            lambda: self._open_connection(open_queue),
             self._leases,
             progress,
-            seconds=beat_seconds,
-            on_beat=self._hear,
+            seconds=heartbeat_seconds,
+            on_reply=self._on_heartbeat,
         )
 
     async def run(self) -> None:
-        """Claim and reap until stopped; outages of Redis are waited out."""
+        """Claim and reap until stopped; waits out outages of Redis."""
         self._loop = asyncio.get_running_loop()
-        self._heart.start()
-        await asyncio.gather(self._patiently(self._claim_on), self._patiently(self._reap_on))
+        self._heartbeat.start()
+        await asyncio.gather(
+            self._repeat_with_backoff(self._claim), self._repeat_with_backoff(self._reap)
+        )
 
     async def stop(self) -> None:
-        """Give back what is being executed, finish publishing what is done."""
+        """Release the lines in execution, finish publishing those that have ended."""
         self._stopping = True
-        self._room.set()
+        self._slot_freed.set()
         retiring = asyncio.create_task(self._retire())
         executing = list(self._executing.values())
         for task in executing:
             task.cancel()
         if executing:
-            await asyncio.wait(executing, timeout=_LAST_WORDS_SECONDS)
-            # Their ends are told by tasks that begin once they have ended.
+            await asyncio.wait(executing, timeout=_STOP_SECONDS)
+            # The tasks that publish or release them start in the next turn of the loop.
             await asyncio.sleep(0)
         if self._publishing:
-            await asyncio.wait(self._publishing, timeout=_LAST_WORDS_SECONDS)
-        await asyncio.wait([retiring], timeout=_LAST_WORDS_SECONDS)
+            await asyncio.wait(self._publishing, timeout=_STOP_SECONDS)
+        await asyncio.wait([retiring], timeout=_STOP_SECONDS)
         retiring.cancel()
-        self._heart.stop()
-        if self._heart.is_alive():
-            await asyncio.to_thread(self._heart.join, _LAST_WORDS_SECONDS)
+        self._heartbeat.stop()
+        if self._heartbeat.is_alive():
+            await asyncio.to_thread(self._heartbeat.join, _STOP_SECONDS)
 
     async def _retire(self) -> None:
-        """Suspect lines shall not wait for a turn that this worker will never take."""
+        """Let another worker run suspect lines at once if this one has the lease on that."""
         with suppress(RedisError, OSError):
             await self._queue.retire(self.name)
 
-    async def _patiently(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do it again and again; the longer Redis is away, the longer the wait, up to 1 s."""
+    async def _repeat_with_backoff(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Repeat until stopped, with growing pauses up to 1 s while Redis is away."""
         failures = 1
         while not self._stopping:
             try:
@@ -131,72 +149,63 @@ class Worker:
                 if failures <= 1:
                     logger.warning("batch jobs wait for Redis: %s", type(err).__name__)
                 failures += 1
-                longest = min(_MAX_BACKOFF_SECONDS, 0.05 * 2 ** min(failures, 10))
+                longest = min(MAX_OUTAGE_SECONDS, MIN_OUTAGE_SECONDS * 2 ** min(failures, 10))
                 await asyncio.sleep(random.uniform(longest / 2, longest))
 
-    async def _claim_on(self) -> None:
-        self._progress.turned()
-        self._room.clear()
-        is_open = time.monotonic() >= self._closed_until
-        room = self._free_slots(len(self._executing)) if is_open else 0
-        if room > 0:
-            for claim in await self._queue.claim(self.name, room, running=len(self._leases)):
-                self._begin(claim)
+    async def _claim(self) -> None:
+        self._progress.note_loop_turn()
+        self._slot_freed.clear()
+        is_paused = time.monotonic() < self._paused_until
+        num_free = 0 if is_paused else self._free_slots(len(self._executing))
+        if num_free > 0:
+            for claim in await self._queue.claim(self.name, num_free, running=len(self._leases)):
+                self._start(claim)
         with suppress(TimeoutError):
             async with asyncio.timeout(self._poll_seconds):
-                await self._room.wait()
+                await self._slot_freed.wait()
 
-    async def _reap_on(self) -> None:
+    async def _reap(self) -> None:
         await self._queue.reap()
         await asyncio.sleep(self._queue.limits.lease_ms / 1000 / 3)
 
-    def _begin(self, claim: Claim) -> None:
+    def _start(self, claim: Claim) -> None:
         for (job, fence), task in self._executing.items():
             if job == claim.job and fence != claim.fence:
                 task.cancel()
         self._leases.hold(claim.job, claim.fence)
         task = asyncio.create_task(execute(claim, self._volume, self._answer), name=claim.job)
         self._executing[claim.job, claim.fence] = task
-        task.add_done_callback(partial(self._executed, claim))
+        task.add_done_callback(partial(self._on_executed, claim))
 
-    def _executed(self, claim: Claim, task: asyncio.Task[Outcome]) -> None:
+    def _on_executed(self, claim: Claim, task: asyncio.Task[LineOutcome]) -> None:
         self._executing.pop((claim.job, claim.fence), None)
-        self._room.set()
+        self._slot_freed.set()
         outcome = outcome_of(task)
-        self._heed_volume(outcome)
+        self._pause_on_storage_error(outcome)
         ending = asyncio.create_task(self._end(claim, outcome))
         self._publishing.add(ending)
         ending.add_done_callback(self._publishing.discard)
 
-    def _heed_volume(self, outcome: Outcome) -> None:
-        """A worker that cannot read leaves the lines to those who can, for longer and longer."""
+    def _pause_on_storage_error(self, outcome: LineOutcome) -> None:
+        """A worker that cannot read the volume claims nothing for a while; the pauses double."""
         now = time.monotonic()
-        if outcome.unreadable and now >= self._closed_until:
-            pause = self._closed_seconds
-            self._closed_until = now + random.uniform(pause / 2, pause)
-            self._closed_seconds = min(2 * pause, _MAX_CLOSED_SECONDS)
+        if outcome.unreadable and now >= self._paused_until:
+            longest = self._pause_seconds
+            self._paused_until = now + random.uniform(longest / 2, longest)
+            self._pause_seconds = min(2 * longest, _MAX_PAUSE_SECONDS)
         elif outcome.content:
-            self._closed_seconds = _MIN_CLOSED_SECONDS
+            self._pause_seconds = _MIN_PAUSE_SECONDS
 
-    async def _end(self, claim: Claim, outcome: Outcome) -> None:
-        """Publish or give back once volume and Redis are there; the lease is held until then."""
+    async def _end(self, claim: Claim, outcome: LineOutcome) -> None:
+        """Publish or release; the lease is held until volume and Redis have accepted it."""
         try:
-            await self._patiently_once(lambda: self._tell(claim, outcome))
+            await retry_with_backoff(lambda: self._publish(claim, outcome))
         finally:
             self._leases.drop(claim.job, claim.fence)
-            self._room.set()
+            self._slot_freed.set()
 
-    async def _patiently_once(self, work: Callable[[], Awaitable[None]]) -> None:
-        seconds = 0.05
-        while True:
-            try:
-                return await work()
-            except (RedisError, OSError):
-                await asyncio.sleep(random.uniform(seconds / 2, seconds))
-                seconds = min(2 * seconds, _MAX_BACKOFF_SECONDS)
-
-    async def _tell(self, claim: Claim, outcome: Outcome) -> None:
-        if outcome.give_back:
+    async def _publish(self, claim: Claim, outcome: LineOutcome) -> None:
+        if outcome.release:
             await self._queue.release(claim.job, claim.fence, failed=outcome.failed)
             return
         result = outcome.result
@@ -207,27 +216,27 @@ class Worker:
         if not await self._queue.done(claim.job, claim.fence, outcome.state, result):
             logger.warning("a stale result was refused", extra={"job": claim.job})
 
-    def _hear(self, held: Mapping[str, int], beat: Beat) -> None:
-        """On the heart's thread: lines that are no longer ours, or not wanted any more."""
-        stopped = [(job, held[job]) for job in beat.lost | beat.stop]
+    def _on_heartbeat(self, held: Mapping[str, int], reply: HeartbeatReply) -> None:
+        """On the heartbeat's thread: stop lines whose lease was lost or whose batch was stopped."""
+        stopped = [(job, held[job]) for job in reply.lost | reply.stop]
         if stopped and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop_executions, stopped)
 
     def _stop_executions(self, executions: Iterable[tuple[str, int]]) -> None:
-        """Those only: a line that was lost may be back with another fence."""
+        """Those only: a lost line may have been claimed again with a newer fencing token."""
         for execution in executions:
             if task := self._executing.get(execution):
                 task.cancel()
 
-    def _open_beat(
+    def _open_connection(
         self, open_queue: Callable[[], Queue]
-    ) -> tuple[Callable[[Mapping[str, int]], Awaitable[Beat]], Callable[[], Awaitable[None]]]:
+    ) -> tuple[SendHeartbeat, CloseConnection]:
         queue = open_queue()
 
-        async def beat(held: Mapping[str, int]) -> Beat:
-            return await queue.beat(self.name, held)
+        async def send(held: Mapping[str, int]) -> HeartbeatReply:
+            return await queue.heartbeat(self.name, held)
 
         async def close() -> None:
             await queue.client.aclose()
 
-        return beat, close
+        return send, close

@@ -1,1 +1,1 @@
-"""What the service measures about itself; the one home of prometheus_client."""
+"""The metrics of the service; the only package that imports prometheus_client."""

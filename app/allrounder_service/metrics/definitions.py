@@ -1,4 +1,4 @@
-"""Every metric: name, help, labels and buckets. Knows nothing of when they move.
+"""Every metric: name, help, labels and buckets, and their exposition; not when they change.
 
 To add one: a line here, one call site, its line in `tests/golden/metrics.txt`, a dashboard panel.
 """
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client.exposition import choose_encoder
 
 from allrounder.core import FinishReason, Stage
 
@@ -43,20 +44,22 @@ NUM_RUNNING_HELP = "Requests whose tokens are being computed."
 NUM_WAITING_HELP = "Admitted requests that wait for a place in the batch."
 ENGINE_STATE_HELP = "1 for the state that the engine is in, 0 for the others."
 NUM_WAITING_FOR_KV_HELP = (
-    "Interactive requests that wait although a slot is free: the next in turn finds no room for "
-    "its keys and values."
+    "Interactive requests that wait although a slot is free, because the KV cache has no room for "
+    "the next one."
 )
-KV_USAGE_HELP = "Share of the room for keys and values that is held."
+KV_USAGE_HELP = "Share of the KV cache that is in use."
 CACHE_QUERIES_HELP = "Images looked for in the cache of encoded images."
 CACHE_HITS_HELP = "Images that were found there and not encoded again."
-JOBS_DEPTH_HELP = "Lines of batches that wait, by the lane they wait for."
-JOBS_RUNNING_HELP = "Lines of batches that a worker holds."
-JOBS_OLDEST_HELP = "Age of the line that is handed out next; 0 where none waits."
-JOBS_DEAD_HELP = "Lines that were given up because they ended their worker when run alone."
-JOBS_WORKERS_HELP = "Workers that were heard of within one lease."
-JOBS_LEASE_LOST_HELP = "Lines taken back because their worker was not heard of any more."
-JOBS_STALE_HELP = "Results refused because the line had been given to another worker."
-JOBS_REDELIVERED_HELP = "Lines handed out that had been handed out before."
+JOBS_DEPTH_HELP = "Lines of batches that wait, by lane."
+JOBS_RUNNING_HELP = "Lines of batches that are leased to a worker."
+JOBS_OLDEST_HELP = "Age of the line that is claimed next; 0 where none waits."
+JOBS_DEAD_HELP = (
+    "Dead letters: lines given up because their worker crashed while it ran them alone."
+)
+JOBS_WORKERS_HELP = "Workers with a heartbeat within one lease."
+JOBS_LEASE_LOST_HELP = "Lines reclaimed because their lease (visibility timeout) expired."
+JOBS_STALE_HELP = "Results refused because their fencing token was stale."
+JOBS_REDELIVERED_HELP = "Lines claimed that had been claimed before."
 JOBS_REDIS_UP_HELP = (
     "Whether Redis answered at this scrape; without it the rest is missing. Where no queue is "
     "configured, this is missing too."
@@ -67,7 +70,7 @@ _COUNTERFACTUAL = "analytic and counterfactual: computed by formula, never execu
 
 @dataclass(frozen=True, kw_only=True)
 class Latencies:
-    """Where the time of a request goes."""
+    """Latencies of requests and stages."""
 
     first_token: Histogram
     next_token: Histogram
@@ -78,7 +81,7 @@ class Latencies:
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """What was asked and how it ended."""
+    """Requests, tokens and how requests ended."""
 
     prompt_tokens: Counter
     generated_tokens: Counter
@@ -91,7 +94,7 @@ class Traffic:
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """What was computed, and what the dense model would have computed."""
+    """FLOPs and tokens computed, and those that the dense model would have computed."""
 
     flops_dense: Counter
     flops_executed: Counter
@@ -123,6 +126,12 @@ def build_instruments() -> Instruments:
         traffic=_traffic(_Factory(registry=registry)),
         compute=_compute(_Factory(registry=registry)),
     )
+
+
+def render(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    """The metrics as text in the format that `accept` asks for -> body, content type."""
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""When the metrics move: the engine's events, its gauges, and HTTP answers."""
+"""Updates of the metrics: the engine's events, its gauges, and HTTP responses."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from allrounder_service.metrics.definitions import (
 
 
 class EngineMetrics:
-    """The engine's observer, called on its thread and its callers'; only moves counters.
+    """The engine's observer, called on its thread and its callers'; it only updates metrics.
 
-    What a caller feels is observed of interactive requests alone: batch ones wait by design, and
-    would hide how long those who wait for an answer had to.
+    Latencies are observed for interactive requests only: batch requests wait by design and would
+    hide the latency of interactive ones.
     """
 
     def __init__(self, instruments: Instruments) -> None:
@@ -58,7 +58,7 @@ class EngineMetrics:
             self._latencies.next_token.observe(seconds)
 
     def finished(self, request: ChatRequest, result: ChatResult) -> None:
-        """A request that only asked for its plan generated nothing and counts nowhere."""
+        """A request for a plan only generates nothing and is not counted."""
         if request.plan_only:
             return
         self._traffic.ends.labels(result.finish_reason).inc()
@@ -100,7 +100,7 @@ class EngineMetrics:
 
 
 class HttpMetrics:
-    """Counts HTTP answers. `endpoint` is a route template, never a path that a client made up."""
+    """Counts HTTP responses. `endpoint` is a route template, never a path sent by a client."""
 
     def __init__(self, instruments: Instruments) -> None:
         self._traffic = instruments.traffic
@@ -111,8 +111,8 @@ class HttpMetrics:
         self._traffic.http_seconds.labels(endpoint).observe(seconds)
 
 
-class Snapshot(Protocol):
-    """The part of the engine's status that gauges show."""
+class StatusView(Protocol):
+    """The part of the engine's status that gauges export."""
 
     @property
     def state(self) -> str: ...
@@ -133,13 +133,13 @@ class Snapshot(Protocol):
 
 
 class EngineGauges(Collector):
-    """Reads the engine's status at every scrape, so no figure can go stale.
+    """Reads the engine's status at every scrape, so no figure is stale.
 
     Args:
         states: every state that the engine can be in.
     """
 
-    def __init__(self, status: Callable[[], Snapshot], states: Iterable[str]) -> None:
+    def __init__(self, status: Callable[[], StatusView], states: Iterable[str]) -> None:
         self._status = status
         self._states = tuple(states)
 

@@ -1,6 +1,6 @@
-"""What Prometheus is told of batch jobs: a census of Redis taken at the scrape itself.
+"""Metrics of batch jobs: a census of Redis, taken at each scrape.
 
-A worker that died cannot make these figures lie, because none of them is a worker's.
+No figure is reported by a worker, so a crashed worker cannot leave a stale one.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from allrounder_service.metrics.definitions import (
 )
 
 
-class Counted(Protocol):
-    """The part of a census that is shown."""
+class CensusView(Protocol):
+    """The part of a census that is exported."""
 
     @property
     def waiting(self) -> Mapping[str, int]:
-        """Lines by the lane they wait for; every lane is there."""
+        """Waiting lines by lane, with an entry for every lane."""
         ...
 
     @property
@@ -50,21 +50,21 @@ _PREFIX = f"{NAMESPACE}_jobs_"
 
 
 class JobsGauges(Collector):
-    """Shows the census that was noted last; without one it says only that Redis is away.
+    """Exports the latest census; without one, only that Redis is away.
 
-    Before anything is noted, and where there is no queue, it shows nothing.
+    Before the first update, and where no queue is configured, it exports nothing.
     """
 
     def __init__(self) -> None:
         self._has_queue = False
-        self._census: Counted | None = None
+        self._census: CensusView | None = None
 
-    def note(self, census: Counted | None) -> None:
+    def update(self, census: CensusView | None) -> None:
         """None: Redis did not answer."""
         self._has_queue, self._census = True, census
 
-    def note_no_queue(self) -> None:
-        """No queue is configured: nothing is away."""
+    def clear(self) -> None:
+        """No queue is configured, so none is away."""
         self._has_queue, self._census = False, None
 
     def describe(self) -> Iterator[Metric]:
@@ -82,8 +82,8 @@ def _redis_up(up: bool) -> Metric:
     return GaugeMetricFamily(f"{_PREFIX}redis_up", JOBS_REDIS_UP_HELP, int(up))
 
 
-def _families(census: Counted | None) -> Iterator[Metric]:
-    """Without a census the names alone."""
+def _families(census: CensusView | None) -> Iterator[Metric]:
+    """Without a census only the names."""
     depth = GaugeMetricFamily(f"{_PREFIX}queue_depth", JOBS_DEPTH_HELP, labels=["lane"])
     for lane, count in (census.waiting if census else {}).items():
         depth.add_metric([lane], count)

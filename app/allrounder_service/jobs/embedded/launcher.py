@@ -16,7 +16,7 @@ _EXIT_TOO_LATE = 75
 
 
 def main(parent_pid: int, command: list[str]) -> None:
-    """Never returns: replaces the process, or exits because the parent is gone already."""
+    """Never returns: replaces the process, or exits if the parent has ended already."""
     if sys.platform == "linux":
         # SIGKILL: a stopped or busy server would sit out SIGTERM, and what it acknowledged is on
         # disk. The kernel forgets the request at exec only for programs that gain privileges.

@@ -71,7 +71,7 @@ class EmbeddedServer:
             self._thread.start()
 
     def stop(self) -> None:
-        """End the server in order, by force if it does not listen, and give up the folder."""
+        """Shut the server down, by SIGKILL if it does not react, and release the folder."""
         self._stopping.set()
         with self._life:
             if self._thread is None:
@@ -112,7 +112,7 @@ class EmbeddedServer:
             self.num_restarts += 1
 
     def _run_once(self) -> str:
-        """From launch to end. Launching is under the lock, so that `stop` misses no server."""
+        """From launch to end; the launch is under the lock, so that `stop` reaches every server."""
         with self._current:
             if self._stopping.is_set():
                 return "is not needed"

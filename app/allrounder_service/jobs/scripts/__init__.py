@@ -1,1 +1,1 @@
-"""The transitions as Lua; `jobs.lua` says what they share and how they are read."""
+"""The transitions of the queue as Lua scripts; `jobs.queue` loads and calls them."""

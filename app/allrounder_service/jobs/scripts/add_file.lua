@@ -1,5 +1,5 @@
 #!lua
--- Make a file visible whose bytes are on the volume. Repeat-safe by its id.
+-- Record a file whose bytes are on the volume. Idempotent by its id.
 -- ARGV: file, tenant, digest of the bytes, lifetime in s or 0, pairs of fields -> the time in s
 local id, tenant, t = ARGV[1], ARGV[2], now()
 local key = P .. 'file:' .. id

@@ -1,11 +1,11 @@
 #!lua flags=no-writes,allow-oom
--- What the metrics say: computed from what there is, not from what a worker remembers.
--- ARGV: silence in ms after which a worker is gone
+-- Counts for the metrics, computed from the queue itself and not from what workers report.
+-- ARGV: time in ms without a heartbeat after which a worker is not counted
 -- -> {lane, waiting, running}..., oldest ms, lines not ended, workers, dead, stats
 local t, lanes, oldest, in_lanes = now(), {}, 0, 0
 for _, lane in ipairs(LANES) do
   local key = P .. 'lane:' .. lane
-  -- A server that was emptied has no lane until somebody makes it.
+  -- An empty server has no lane until `prepare` creates it.
   local there = redis.call('EXISTS', key) == 1
   local groups = there and redis.call('XINFO', 'GROUPS', key) or {}
   local running, last = 0, '0-0'

@@ -1,10 +1,11 @@
 #!lua flags=allow-oom
--- Hand out lines that wait; each gets a fence of its own.
+-- Claim waiting lines for a worker; each claim gets a new fencing token.
 -- ARGV: worker, wanted, running, solo lease in ms, window
 -- -> {job, fence, tenant, ref, attempts, 1 where it runs alone}...
 local worker, want, running = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local out, tenants, t = {}, {}, now()
--- An idle worker looks often, and each write costs the server an fsync: a quarter of a lease will do.
+-- An idle worker polls often, and each write costs the server an fsync: once in a quarter of a
+-- lease is enough.
 if t - number(redis.call('ZSCORE', P .. 'workers', worker)) > ARGV[4] / 12 then
   redis.call('ZADD', P .. 'workers', t, worker)
 end
@@ -14,15 +15,15 @@ local function waiting(lane)
   return redis.call('XLEN', P .. 'lane:' .. lane) - number(pending[1])
 end
 
--- A suspect line runs alone: one worker lets its batch run empty, then takes one line at a time.
+-- A suspect line runs alone: one worker drains its other lines, then claims one line at a time.
 local held, alone = redis.call('GET', P .. 'solo') == worker, false
 if running > 0 and #redis.call('XPENDING', P .. 'lane:suspect', 'g', '-', '+', 1, worker) > 0 then
-  -- Nothing may run beside it, whatever has become of the lease.
+  -- Nothing runs beside a suspect line, even when the lease on running alone has expired.
   return out
 end
 if want > 0 and waiting('suspect') > 0 then
   alone = held or redis.call('SET', P .. 'solo', worker, 'NX', 'PX', ARGV[4])
-  -- Beats renew the lease meanwhile: a batch that hangs does not run empty.
+  -- Only heartbeats renew this lease while the worker drains: one that hangs must lose it.
   if alone and running > 0 then return out end
   if alone then redis.call('PEXPIRE', P .. 'solo', ARGV[4]) end
 elseif held then
@@ -43,13 +44,13 @@ for _, lane in ipairs(alone and {'suspect'} or {'retry', 'batch'}) do
         redis.call('HSET', P .. 'job:' .. job, 'state', 'running', 'owner', worker, 'started_ms', t)
         if attempts > 1 then redis.call('HINCRBY', P .. 'stats', 'redelivered', 1) end
         if lane == 'batch' then
-          leave_window(j[3])
+          shrink_window(j[3])
           if not tenants[j[3]] then tenants[#tenants + 1] = j[3] end
           tenants[j[3]] = true
         end
         out[#out + 1] = {job, fence, j[3], j[4], attempts, alone and 1 or 0}
       else
-        take_out(lane, sid)
+        remove_entry(lane, sid)
       end
     end
   end

@@ -1,5 +1,7 @@
--- Shared by every script; put before each. Times are the server's own, in milliseconds.
+-- Put before every script. Times are the server's, in milliseconds.
 local P = 'vq:{v}:'
+-- Batches by the time when they are due for a batch controller; `redis_keys` explains the name.
+local DUE = P .. 'care'
 local LANES = {'suspect', 'retry', 'batch'}
 
 local function now()
@@ -15,14 +17,14 @@ local function number(value)
   return tonumber(value or '0') or 0
 end
 
--- One line fewer of the tenant waits in the lane.
-local function leave_window(tenant)
+-- One line of the tenant leaves the waiting lines of the lane.
+local function shrink_window(tenant)
   if redis.call('HINCRBY', P .. 'window', tenant, -1) <= 0 then
     redis.call('HDEL', P .. 'window', tenant)
   end
 end
 
--- Fill the tenant's window in the lane from its backlog: the batches that have lines beyond it.
+-- Fill the tenant's window in the lane from its backlog of batches with further lines.
 local function promote(tenant, window)
   local backlog = P .. 'backlog:' .. tenant
   local free = window - number(redis.call('HGET', P .. 'window', tenant))
@@ -44,35 +46,35 @@ local function promote(tenant, window)
   end
 end
 
--- `0 - lines`, for `-lines` of 0 would be sent as "-0", which is no integer to Redis.
-local function count_down(tenant, lines)
+-- `0 - lines`, because `-lines` of 0 is sent as "-0", which Redis does not accept as an integer.
+local function reduce_depth(tenant, lines)
   if redis.call('HINCRBY', P .. 'depth', tenant, 0 - lines) <= 0 then
     redis.call('HDEL', P .. 'depth', tenant)
   end
   redis.call('HINCRBY', P .. 'depth', ':all', 0 - lines)
 end
 
--- No more lines of the batch shall start: what is not in Redis yet ends here, the steward
--- withdraws the others. `status` is the batch's from now on.
-local function call_off(batch, ending, status)
+-- Stop a batch that is cancelled or has expired. Lines that were not submitted are counted as
+-- failed here; the batch controller withdraws the others. `status` is the new status of the batch.
+local function stop_submission(batch, ending, status)
   local key = P .. 'batch:' .. batch
   local b = redis.call('HMGET', key, 'tenant', 'total', 'submitted')
   local withheld = number(b[2]) - number(b[3])
   redis.call('HSET', key, 'status', status, 'ending', ending, 'withheld', withheld)
   redis.call('LREM', P .. 'backlog:' .. b[1], 0, batch)
-  count_down(b[1], withheld)
+  reduce_depth(b[1], withheld)
   redis.call('HINCRBY', key, 'failed', withheld)
   return redis.call('HINCRBY', key, 'remaining', 0 - withheld)
 end
 
--- Take the entry out of the lane it is in. Acknowledging alone would let the lane grow for ever.
-local function take_out(lane, sid)
+-- Remove an entry from its lane. Acknowledging it alone would let the stream grow without bound.
+local function remove_entry(lane, sid)
   redis.call('XACK', P .. 'lane:' .. lane, 'g', sid)
   redis.call('XDEL', P .. 'lane:' .. lane, sid)
 end
 
--- When a steward must look at the batch next.
-local function due(batch, poll_ms)
+-- When the batch is due next.
+local function next_due(batch, poll_ms)
   local b = get('batch', batch, 'status', 'submitted', 'total', 'expires_ms', 'remaining',
     'ending', 'forget_ms', 'swept')
   local status, t = b[1], now()
@@ -86,44 +88,44 @@ local function due(batch, poll_ms)
   return b[8] == '1' and number(b[7]) or t
 end
 
--- Every line has ended: the steward's turn. A batch that is being cancelled keeps that status.
-local function settle(batch)
+-- Every line has ended: the batch is due now. A batch that is being cancelled keeps that status.
+local function lines_ended(batch)
   local key = P .. 'batch:' .. batch
   if redis.call('HGET', key, 'status') == 'in_progress' then
     redis.call('HSET', key, 'status', 'finalizing', 'finalizing_ms', now())
   end
-  redis.call('ZADD', P .. 'care', now(), batch)
+  redis.call('ZADD', DUE, now(), batch)
 end
 
--- The one way a line ends. `good`: its answer belongs in the output file.
+-- End a line; no other code does. `good`: its response belongs in the output file.
 local function publish(job, state, result, good, window)
   local key = P .. 'job:' .. job
   local j = redis.call('HMGET', key, 'sid', 'slane', 'tenant', 'batch', 'state')
   if j[1] then
-    take_out(j[2], j[1])
-    if j[2] == 'batch' and j[5] == 'queued' then leave_window(j[3]) end
+    remove_entry(j[2], j[1])
+    if j[2] == 'batch' and j[5] == 'queued' then shrink_window(j[3]) end
   end
   redis.call('HDEL', key, 'sid', 'slane', 'owner')
   redis.call('HSET', key, 'state', state, 'result', result, 'ended_ms', now())
   redis.call('HINCRBY', key, 'published', 1)
-  count_down(j[3], 1)
+  reduce_depth(j[3], 1)
   local batch = P .. 'batch:' .. j[4]
   redis.call('HINCRBY', batch, good and 'completed' or 'failed', 1)
-  if redis.call('HINCRBY', batch, 'remaining', -1) == 0 then settle(j[4]) end
+  if redis.call('HINCRBY', batch, 'remaining', -1) == 0 then lines_ended(j[4]) end
   promote(j[3], window)
 end
 
--- Put a line that was running back to wait, in a lane that goes before new work.
+-- Return a running line to a lane for retries, which is claimed before new lines.
 local function requeue(job, lane)
   local key = P .. 'job:' .. job
   local j = redis.call('HMGET', key, 'sid', 'slane')
-  take_out(j[2], j[1])
+  remove_entry(j[2], j[1])
   local sid = redis.call('XADD', P .. 'lane:' .. lane, '*', 'j', job)
   redis.call('HDEL', key, 'owner')
   redis.call('HSET', key, 'state', 'queued', 'sid', sid, 'slane', lane)
 end
 
--- Forget a file; its bytes stay on the volume as long as somebody else needs them.
+-- Delete the record of a file; its bytes stay on the volume while another record refers to them.
 local function remove_file(id)
   local f = get('file', id, 'tenant', 'sha256')
   redis.call('DEL', P .. 'file:' .. id)

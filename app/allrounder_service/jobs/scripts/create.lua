@@ -1,6 +1,6 @@
 #!lua
--- Admit a batch of so many lines. Repeat-safe by its id and by the idempotency key, which is free
--- again once its batch is forgotten.
+-- Admission control of a new batch. Idempotent by its id and by the idempotency key, which may be
+-- used again once its batch is deleted.
 -- ARGV: batch, tenant, lines, max lines of all, of a tenant, idempotency key, body digest,
 --       its lifetime in s, time to run in ms, retention in ms, digest of the input, pairs of fields
 local batch, tenant, lines = ARGV[1], ARGV[2], tonumber(ARGV[3])
@@ -12,7 +12,7 @@ if ARGV[6] ~= '' then
   end
 end
 if redis.call('EXISTS', P .. 'batch:' .. batch) == 1 then return {'same', batch} end
--- Lines that have ended take as much memory as others until their batch has been cleaned up.
+-- Ended lines take as much memory as others until their batch is cleaned up.
 local held = number(redis.call('GET', P .. 'held'))
 if held + lines > tonumber(ARGV[4]) then return {'full', tostring(held)} end
 local own = number(redis.call('HGET', P .. 'depth', tenant))
@@ -27,8 +27,8 @@ if ARGV[6] ~= '' then
   redis.call('HSET', idem, 'id', batch, 'digest', ARGV[7])
   redis.call('EXPIRE', idem, ARGV[8])
 end
-count_down(tenant, 0 - lines)
+reduce_depth(tenant, 0 - lines)
 redis.call('INCRBY', P .. 'held', lines)
 redis.call('ZADD', P .. 'batches:' .. tenant, t, batch)
-redis.call('ZADD', P .. 'care', t, batch)
+redis.call('ZADD', DUE, t, batch)
 return {'ok', batch}

@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
--- Publish the end of a line, unless somebody else was given it since.
--- ARGV: job, fence, state, result, good (1 or 0), window -> 1 published, 2 so it was before, 0 stale
+-- Publish the result of a line, unless its fencing token is stale.
+-- ARGV: job, fencing token, state, result, good (1 or 0), window
+-- -> 1 published, 2 repeated, 0 stale
 local j = get('job', ARGV[1], 'state', 'fence', 'result', 'cancel')
 if j[2] == ARGV[2] and j[1] == 'running' then
-  -- What was stopped because its batch expired has expired.
+  -- A line that was stopped because its batch expired has expired.
   local state = (ARGV[3] == 'cancelled' and j[4] and j[4] ~= '') and j[4] or ARGV[3]
   publish(ARGV[1], state, ARGV[4], ARGV[5] == '1', tonumber(ARGV[6]))
   return 1

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Delete the files whose time is over.
--- ARGV: how many at most -> how many there were
+-- Delete expired files.
+-- ARGV: most files to delete -> files deleted
 local due = redis.call('ZRANGEBYSCORE', P .. 'expiries', '-inf', math.floor(now() / 1000),
   'LIMIT', 0, ARGV[1])
 for _, id in ipairs(due) do remove_file(id) end

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- The files of a batch are written: name them, and end it.
--- ARGV: batch, fence, time to keep its files in s or 0, usage as JSON,
+-- End a batch whose files are on the volume, and record the files.
+-- ARGV: batch, fencing token, time to keep its files in s or 0, usage as JSON,
 --       then for each file: its field, id, name, bytes, sha256, lines
--- -> 1 done, 2 so it was before, 0 refused
+-- -> 1 done, 2 repeated, 0 refused
 local batch, key = ARGV[1], P .. 'batch:' .. ARGV[1]
 local b = redis.call('HMGET', key, 'fence', 'status', 'remaining', 'ending', 'tenant',
   'retention_ms', 'forget_ms')

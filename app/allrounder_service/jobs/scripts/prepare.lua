@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
--- Make the lanes' groups where they are missing, also with Redis full: workers free memory.
--- ARGV: id from which a new group reads
+-- Create the consumer groups of the lanes where they are missing, also with Redis full: workers
+-- free memory.
+-- ARGV: entry id from which a new group reads
 for _, lane in ipairs(LANES) do
   local key = P .. 'lane:' .. lane
   if redis.call('EXISTS', key) == 0 or #redis.call('XINFO', 'GROUPS', key) == 0 then

@@ -1,16 +1,19 @@
 #!lua flags=allow-oom
--- Take back the lines whose lease ran out: their worker died or hangs. It is fenced off at once.
--- ARGV: lease in ms, crashes alone before giving up, window, silence of a consumer in ms -> lines
+-- Reclaim lines whose lease expired, for a retry: their worker crashed or hangs. A new fencing
+-- token makes its result stale at once.
+-- ARGV: lease in ms, crashes alone before a line is a dead letter, window,
+--       idle time in ms after which a consumer is removed -> lines reclaimed
 local window, reaped, t = tonumber(ARGV[3]), 0, now()
 local last = number(redis.call('GET', P .. 'reaped'))
 redis.call('SET', P .. 'reaped', t)
--- Nobody could beat while Redis was away: whoever lives gets a lease to be heard of again.
+-- No heartbeat could arrive while Redis was away: a grace period of one lease lets the workers
+-- renew theirs.
 if last > 0 and t - last > tonumber(ARGV[1]) then
   redis.call('SET', P .. 'grace', 1, 'PX', ARGV[1])
 end
 if redis.call('EXISTS', P .. 'grace') == 1 then return 0 end
 
-local function take_back(lane, job, owner, cancel)
+local function reclaim(lane, job, owner, cancel)
   local key = P .. 'job:' .. job
   if lane == 'suspect' and redis.call('GET', P .. 'solo') == owner then
     redis.call('DEL', P .. 'solo')
@@ -32,7 +35,7 @@ end
 
 for _, lane in ipairs(LANES) do
   local key, cursor, taken = P .. 'lane:' .. lane, '0-0', 0
-  -- One XAUTOCLAIM looks at ten entries for each that it may return.
+  -- One XAUTOCLAIM scans at most ten entries for each that it may return.
   repeat
     local found = redis.call('XAUTOCLAIM', key, 'g', 'reaper', ARGV[1], cursor, 'COUNT', 200)
     cursor, taken = found[1], taken + #found[2]
@@ -41,9 +44,9 @@ for _, lane in ipairs(LANES) do
       local j = get('job', job, 'state', 'sid', 'owner', 'cancel')
       if j[1] == 'running' and j[2] == sid then
         reaped = reaped + 1
-        take_back(lane, job, j[3], j[4])
+        reclaim(lane, job, j[3], j[4])
       else
-        take_out(lane, sid)
+        remove_entry(lane, sid)
       end
     end
   until cursor == '0-0' or taken >= 200

@@ -1,7 +1,7 @@
 #!lua
--- Put lines of a batch into its tenant's backlog. A line that is there already is left alone.
--- ARGV: batch, fence, window, number of the first line, then a reference for each line
--- -> 1, or 0 where it is not the steward, or the lines leave a gap or exceed the batch
+-- Append lines of a batch to its tenant's backlog. Lines that were submitted before are kept.
+-- ARGV: batch, fencing token, window, number of the first line, then a reference for each line
+-- -> 1, or 0 where the token is stale, or the lines leave a gap or exceed the batch
 local batch, key = ARGV[1], P .. 'batch:' .. ARGV[1]
 local b = redis.call('HMGET', key, 'fence', 'status', 'tenant', 'ending', 'submitted', 'total', 'next')
 if b[1] ~= ARGV[2] or b[2] ~= 'in_progress' or b[4] ~= '' then return 0 end

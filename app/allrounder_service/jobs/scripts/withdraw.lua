@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- End the lines of a batch that wait, and ask those that run to stop.
--- ARGV: batch, fence, number of the first line, how many, window -> lines withdrawn, or -1
+-- End the waiting lines of a batch, and mark the running ones to be stopped.
+-- ARGV: batch, fencing token, number of the first line, how many, window -> lines withdrawn, or -1
 local batch = ARGV[1]
 local b = get('batch', batch, 'fence', 'ending', 'submitted')
 if b[1] ~= ARGV[2] or not b[2] or b[2] == '' then return -1 end
