@@ -76,7 +76,7 @@ class TokenBucket:
 
 
 class KeyMeter:
-    """The state of one key's limits. Lives on the event loop."""
+    """The state of one key's limits; used on the event loop only."""
 
     def __init__(self, limits: KeyLimits, now: int) -> None:
         self.num_running = 0

@@ -44,7 +44,7 @@ def endpoint_of(scope: Scope) -> str:
 
 
 class RequestContext:
-    """Gives each request its id, counts and logs its answer, and answers what nobody caught.
+    """Gives each request its id, counts and logs its answer, and answers uncaught exceptions.
 
     Pure ASGI, so that streams and disconnects pass through it untouched.
     """

@@ -90,7 +90,7 @@ def error_answer(
 ) -> ErrorAnswer:
     """Any exception as the answer of an endpoint, in that endpoint's dialect.
 
-    Logs what the answer hides; the current trace, if there is one, is told how its request ended.
+    Logs what the answer hides; the current trace, if there is one, records the error.
 
     Args:
         endpoint: its path; "" where there is none.
