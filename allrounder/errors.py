@@ -1,4 +1,6 @@
-"""Every error that may leave library or service, as one tree; the API maps it to HTTP.
+"""Every error that may leave library or service, as one tree.
+
+`status` is that of our own HTTP endpoints. The API writes an InvalidField as a 400 on OpenAI's.
 
 What is wrong with an argument is a ValueError too, and its `param` names the argument.
 
@@ -10,11 +12,9 @@ AllrounderError
 ├── InvalidField        422   a field is wrong; `param` names it
 │   └── BudgetTooSmall  422
 ├── BadRequest          400
-│   ├── InvalidParameter       a field is wrong, on OpenAI's endpoints
 │   ├── InvalidImage, ImageTooLarge, UnsupportedImageFormat, InvalidBase64
 │   ├── ImageUrlNotAllowed, RemoteImagesDisabled
 │   ├── ContextLengthExceeded
-│   ├── InvalidParameter, BudgetNotPossible    what is a 422 above, on OpenAI's endpoints
 │   └── MalformedBody
 ├── AuthenticationFailed 401, PermissionRefused 403, NotFound 404, MethodNotAllowed 405
 │   └── ModelNotFound   404
@@ -125,14 +125,6 @@ class RemoteImagesDisabled(BadRequest):
 
 class ContextLengthExceeded(BadRequest):
     code = "context_length_exceeded"
-
-
-class InvalidParameter(BadRequest):
-    code = InvalidField.code
-
-
-class BudgetNotPossible(BadRequest):
-    code = BudgetTooSmall.code
 
 
 class MalformedBody(BadRequest):

@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
-from allrounder.errors import InvalidField, InvalidParameter
+from allrounder.errors import InvalidField
 
 MAX_PARAM_CHARS = 128
 
@@ -25,7 +25,7 @@ Model = TypeVar("Model", bound="WireModel")
 
 @dataclass(frozen=True, slots=True)
 class Only:
-    """Annotates a field with the values that it may have, as `only` gives them."""
+    """The annotation that `only` returns."""
 
     values: tuple[Any, ...]
 
@@ -60,7 +60,7 @@ class WireModel(BaseModel):
 
 
 def only(*values: Any) -> Only:
-    """Of a field that is known, but of which nothing else than `values` can be served."""
+    """Annotates a field that accepts only these values."""
     return Only(values)
 
 
@@ -78,14 +78,6 @@ def validate(model: type[Model], body: Mapping[str, Any], *, prefix: str = "") -
         param = ".".join([*([prefix] if prefix else []), *map(str, first["loc"])])
         param = param[:MAX_PARAM_CHARS] or "body"
         raise InvalidField(f"{param}: {_text(first, model)}", param=param) from None
-
-
-def validate_openai(model: type[Model], body: Mapping[str, Any]) -> Model:
-    """As `validate`, for OpenAI's endpoints: raises InvalidParameter, a 400."""
-    try:
-        return validate(model, body)
-    except InvalidField as err:
-        raise InvalidParameter(err.message, param=err.param) from None
 
 
 def _text(error: ErrorDetails, model: type[BaseModel]) -> str:

@@ -38,7 +38,7 @@ HOMES: dict[str, tuple[str, ...]] = {
         "allrounder.models",
         "allrounder.demo",
         "allrounder.bench.noise_images",
-        "allrounder_service.api.intake.image_decoder",
+        "allrounder_service.api.intake.images",
         "research.demo_model",
     ),
     "httpx2": ("allrounder.bench", "allrounder_service.cli"),

@@ -22,14 +22,14 @@ from allrounder.engine.protocols import EngineFacade, EngineState, Observer
 from allrounder.errors import StartupError
 from allrounder_service import logs
 from allrounder_service.api.auth import key_ring, protected_scopes
-from allrounder_service.api.batch_lines import answer_line
 from allrounder_service.api.deps import Services
 from allrounder_service.api.endpoints import ENDPOINTS, WORKER_ENDPOINTS
-from allrounder_service.api.intake.chat_body import ChatLimits
-from allrounder_service.api.intake.image_decoder import ImageDecoder
+from allrounder_service.api.intake.api_request import ChatLimits
+from allrounder_service.api.intake.images import ImageDecoder
 from allrounder_service.api.limits import Limiter
+from allrounder_service.api.serving import answer_line
 from allrounder_service.api.transport import TransportLimits, protocol_with
-from allrounder_service.api.webapp import bare_app, own_version, wire, wrap
+from allrounder_service.api.webapp import add_endpoints, add_middleware, bare_app, own_version
 from allrounder_service.jobs.execution import LineHandler, LineResponse
 from allrounder_service.jobs.runtime import JobsRuntime
 from allrounder_service.metrics.definitions import build_instruments, render
@@ -45,7 +45,7 @@ EXIT_ENGINE_FAILED = 3
 
 
 class ServedEngine(EngineFacade, Protocol):
-    """An engine whose life main rules. Building one is cheap; `start` loads the model."""
+    """An engine with the lifecycle that main controls. Building one is cheap; `start` loads."""
 
     async def start(self) -> None:
         """Load; READY at the end. If loading fails: raises, and the state is DEAD."""
@@ -76,10 +76,10 @@ def build_engine(settings: Settings, observer: Observer) -> ServedEngine:
 def create_app(
     settings: Settings, engine_factory: EngineFactory = build_engine, *, only_worker: bool = False
 ) -> FastAPI:
-    """A web app with an engine of its own, loaded and drained by its lifespan.
+    """A web app with its own engine, which its lifespan loads and drains.
 
     Args:
-        only_worker: it works on batch jobs and answers probes and scrapes, nothing else.
+        only_worker: runs batch jobs and serves only probes and metrics.
     """
     instruments = build_instruments()
     engine_metrics = EngineMetrics(instruments)
@@ -107,8 +107,8 @@ def create_app(
     app.state.services = services
     app.state.engine = engine
     app.state.runtime = runtime
-    wire(app, WORKER_ENDPOINTS if only_worker else ENDPOINTS)
-    wrap(app, settings, HttpMetrics(instruments), tracer)
+    add_endpoints(app, WORKER_ENDPOINTS if only_worker else ENDPOINTS)
+    add_middleware(app, settings, HttpMetrics(instruments), tracer)
     return app
 
 
@@ -137,7 +137,7 @@ def _lifespan(
 
 
 def _tracer(settings: Settings) -> Tracer | None:
-    """Raises StartupError where traces are asked for but OpenTelemetry is not installed."""
+    """Raises StartupError if tracing is configured but OpenTelemetry is not installed."""
     if settings.otlp_endpoint is None:
         return None
     try:
@@ -180,7 +180,7 @@ def _limits(settings: Settings) -> ChatLimits:
 
 
 class Server(uvicorn.Server):
-    """Drains before it closes its sockets, so that probes can see it; ends with a dead engine."""
+    """Drains before it closes its sockets, so that probes see it; exits if the engine dies."""
 
     def __init__(
         self,
@@ -216,7 +216,7 @@ class Server(uvicorn.Server):
 
     async def _drain(self) -> None:
         try:
-            # Together: lines of batches go back at once, callers who wait get their answers.
+            # Concurrently: batch lines are released at once, interactive requests run to their end.
             await asyncio.gather(self._engine.stop(self._drain_seconds), self._release_jobs())
         finally:
             self.should_exit = True

@@ -9,14 +9,14 @@ from contextlib import asynccontextmanager, nullcontext
 import uvicorn
 
 from allrounder_service.api.auth import issue_key
-from allrounder_service.api.key_file import changing
+from allrounder_service.api.key_file import edit_keys
 from allrounder_service.api.transport import TransportLimits, protocol_with
 
 
 def add_key(path, *, tenant="acme", **fields):
     """-> the text of a new key in the file."""
     made = issue_key(tenant=tenant, **fields)
-    with changing(path) as keys:
+    with edit_keys(path) as keys:
         keys[made.record.id] = made.record
     return made.text
 

@@ -9,7 +9,7 @@ import pytest
 
 from allrounder.engine.fake import FakeRunner
 from allrounder.errors import BudgetTooSmall, DeadlineExceeded
-from allrounder_service.api import sse
+from allrounder_service.api import responses
 from tests.api.calls import QUESTION, BareCall, completion_body, events, problem
 
 PATH = "/v1/chat/completions"
@@ -108,7 +108,7 @@ async def test_a_deadline_in_a_stream_ends_it_with_length(serve):
 
 
 async def test_a_silent_stream_is_kept_alive_by_comments(serve, monkeypatch):
-    monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.02)
+    monkeypatch.setattr(responses, "KEEP_ALIVE_SECONDS", 0.02)
     async with serve(FakeRunner(step_seconds=0.2)) as served:
         response = await served.client.post(PATH, json=completion_body("a", stream=True))
     assert response.text.count(": keep-alive\n\n") >= 3

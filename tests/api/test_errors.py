@@ -90,6 +90,12 @@ async def test_bad_bodies_get_their_status_code_and_param(client, row, path):
     assert not LEAK.search(error["message"].replace("/jpeg", ""))
 
 
+async def test_a_key_given_twice_is_named_as_the_fault(client):
+    body = with_field('"seed": 1, "seed": 2')
+    response = await client.post("/v1/chat", content=body, headers=JSON)
+    assert "given twice" in problem(response, 400, "malformed_body")["message"]
+
+
 @pytest.mark.parametrize(
     "content_type",
     [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonp", "image/png"],
@@ -199,7 +205,7 @@ async def test_an_unexpected_error_is_a_500_with_a_fixed_text(serve, monkeypatch
     def fail(*_args, **_kwargs):
         raise KeyError("/srv/secret at 0x7f0012345678")
 
-    monkeypatch.setattr("allrounder_service.api.drafts.parse_chat", fail)
+    monkeypatch.setattr("allrounder_service.api.serving.parse_chat", fail)
     async with serve() as served:
         headers = {"X-Request-Id": "find-me"}
         response = await served.client.post("/v1/chat", json=chat_body(), headers=headers)

@@ -20,7 +20,7 @@ from starlette.datastructures import Headers
 
 from allrounder.errors import AuthenticationFailed, KeyFileUnusable
 from allrounder_service.api.auth import KeyRing, issue_key
-from allrounder_service.api.key_file import KeyFile, Scope, WatchedKeys, changing, read_keys
+from allrounder_service.api.key_file import KeyFile, Scope, WatchedKeys, edit_keys, read_keys
 from allrounder_service.main import create_app
 from allrounder_service.settings import Settings
 from tests.api.calls import QUESTION, chat_body, problem
@@ -161,7 +161,7 @@ def test_new_and_revoked_keys_count_without_a_restart(path):
     old = add_key(path)
     keys = ring(path, clock=clock)
     new = add_key(path)
-    with changing(path) as records:
+    with edit_keys(path) as records:
         records[old.split("-")[1]] = records[old.split("-")[1]].model_copy(
             update={"disabled": True}
         )
@@ -206,7 +206,7 @@ def test_a_read_that_failed_is_tried_again_so_that_a_revoked_key_ends(path, capl
     clock = Clock()
     key = add_key(path)
     keys = ring(path, clock=clock)
-    with changing(path) as records:
+    with edit_keys(path) as records:
         records.clear()
     for _ in range(2):
         clock.now += 1
@@ -304,7 +304,7 @@ def test_a_change_that_fails_leaves_the_file_as_it_was(path):
     before = path.read_bytes()
 
     def change():
-        with changing(path) as records:
+        with edit_keys(path) as records:
             records.clear()
             raise RuntimeError
 

@@ -149,9 +149,9 @@ async def test_openais_client_waits_as_long_as_it_is_told_and_succeeds(serve):
         services = served.app.state.services
         caller = services.keys.caller_of(Headers())
         for _ in range(60):
-            visit = services.limiter.visit(caller.name, caller.limits)
-            visit.enter()
-            visit.leave()
+            metered = services.limiter.request(caller.name, caller.limits)
+            metered.acquire()
+            metered.release()
         sdk = openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="any")
         async with sdk:
             started = time.monotonic()

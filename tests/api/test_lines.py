@@ -8,7 +8,7 @@ import pytest
 
 from allrounder.core import Priority
 from allrounder.engine.fake import FakeRunner
-from allrounder_service.api.batch_lines import LINE_URLS, answer_line
+from allrounder_service.api.serving import LINE_ENDPOINTS, answer_line
 from tests.api.calls import QUESTION, chat_body, completion_body
 
 BODIES = {"/v1/chat": chat_body, "/v1/chat/completions": completion_body}
@@ -27,7 +27,7 @@ def without_what_varies(answer):
 
 
 def test_every_url_has_a_body_here():
-    assert set(LINE_URLS) == set(BODIES)
+    assert set(LINE_ENDPOINTS) == set(BODIES)
 
 
 @pytest.mark.parametrize("url", BODIES)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from allrounder_service.api.endpoints.playground import MEDIA_TYPES, WEB
+from allrounder_service.api.endpoints.pages import MEDIA_TYPES, WEB
 from allrounder_service.main import create_app
 from allrounder_service.settings import Settings
 from research.demo_model.showcase import INDEX, draw_showcase, index_of

@@ -9,7 +9,7 @@ import pytest
 
 from allrounder.engine.fake import FakeRunner
 from allrounder.errors import DeadlineExceeded
-from allrounder_service.api import sse
+from allrounder_service.api import responses
 from tests.api.calls import QUESTION, BareCall, chat_body, events
 
 
@@ -66,7 +66,7 @@ async def test_an_unexpected_error_in_a_stream_hides_its_text(serve, monkeypatch
     def fail(*_args, **_kwargs):
         raise ValueError("secret at 0x7f0012345678")
 
-    monkeypatch.setattr("allrounder_service.api.endpoints.chat.chat_answer", fail)
+    monkeypatch.setattr("allrounder_service.api.answers.ChatWriter.whole", fail)
     async with serve() as served:
         response = await served.client.post("/v1/chat", json=chat_body(stream=True))
     error = json.loads(events(response.text)[-2])["error"]
@@ -98,7 +98,7 @@ async def test_a_killed_server_task_cancels_the_stream(serve):
 
 
 async def test_silence_is_filled_with_comments_and_loses_no_event(serve, monkeypatch):
-    monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.02)
+    monkeypatch.setattr(responses, "KEEP_ALIVE_SECONDS", 0.02)
     async with serve(FakeRunner(step_seconds=0.07)) as served:
         body = chat_body(stream=True, question="a b c")
         response = await served.client.post("/v1/chat", json=body)

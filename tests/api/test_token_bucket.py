@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allrounder.errors import RateLimited
-from allrounder_service.api.limits import MINUTE_NS, Limiter, Limits, TokenBucket, duration
+from allrounder_service.api.limits import MINUTE_NS, KeyLimits, Limiter, TokenBucket, duration
 
 PAUSES = st.integers(0, 3 * MINUTE_NS)
 CALLS = st.lists(st.tuples(PAUSES, st.integers(1, 5)), max_size=40)
@@ -91,52 +91,52 @@ class FakeClock:
 
 
 @given(sizes=st.lists(st.tuples(st.integers(0, 500), st.integers(0, 500)), min_size=1, max_size=20))
-def test_what_a_visit_is_charged_in_the_end_is_what_it_took(sizes):
+def test_the_final_charge_of_a_request_is_what_it_used(sizes):
     clock = FakeClock()
-    limits = Limits(tokens_per_minute=100_000)
+    limits = KeyLimits(tokens_per_minute=100_000)
     for first, last in sizes:
-        visit = Limiter(clock).visit("key", limits)
-        visit.enter()
+        metered = Limiter(clock).request("key", limits)
+        metered.acquire()
         work = Work(first)
-        visit.charge(work)
-        assert visit.headers()["x-ratelimit-remaining-tokens"] == str(100_000 - first)
+        metered.charge(work)
+        assert metered.headers()["x-ratelimit-remaining-tokens"] == str(100_000 - first)
         work.num_tokens = last
-        visit.leave()
-        assert visit.headers()["x-ratelimit-remaining-tokens"] == str(100_000 - last)
+        metered.release()
+        assert metered.headers()["x-ratelimit-remaining-tokens"] == str(100_000 - last)
 
 
 def test_a_debt_is_paid_off_before_the_next_one_is_let_in():
-    clock, limits = FakeClock(), Limits(tokens_per_minute=60)
+    clock, limits = FakeClock(), KeyLimits(tokens_per_minute=60)
     limiter = Limiter(clock)
-    visit = limiter.visit("key", limits)
-    visit.enter()
-    visit.charge(Work(180))
-    visit.leave()
+    metered = limiter.request("key", limits)
+    metered.acquire()
+    metered.charge(Work(180))
+    metered.release()
     with pytest.raises(RateLimited) as caught:
-        limiter.visit("key", limits).enter()
+        limiter.request("key", limits).acquire()
     assert caught.value.retry_after_seconds == 121
     clock.now = 121 * 10**9
-    limiter.visit("key", limits).enter()
+    limiter.request("key", limits).acquire()
 
 
-def test_a_refused_visit_takes_nothing_and_keys_do_not_share():
+def test_a_refused_request_takes_nothing_and_keys_do_not_share():
     clock = FakeClock()
-    limits = Limits(requests_per_minute=1, concurrent_requests=1)
+    limits = KeyLimits(requests_per_minute=1, concurrent_requests=1)
     limiter = Limiter(clock)
-    limiter.visit("one", limits).enter()
+    limiter.request("one", limits).acquire()
     for _ in range(5):
         with pytest.raises(RateLimited):
-            limiter.visit("one", limits).enter()
-    limiter.visit("two", limits).enter()
-    assert limiter.visit("one", limits).headers()["x-ratelimit-reset-requests"] == "1m0s"
+            limiter.request("one", limits).acquire()
+    limiter.request("two", limits).acquire()
+    assert limiter.request("one", limits).headers()["x-ratelimit-reset-requests"] == "1m0s"
 
 
 def test_changed_limits_hold_at_once_and_what_runs_still_counts():
     limiter = Limiter(FakeClock())
-    running = limiter.visit("key", Limits(concurrent_requests=5))
-    running.enter()
-    tight = Limits(concurrent_requests=1)
+    running = limiter.request("key", KeyLimits(concurrent_requests=5))
+    running.acquire()
+    tight = KeyLimits(concurrent_requests=1)
     with pytest.raises(RateLimited):
-        limiter.visit("key", tight).enter()
-    running.leave()
-    limiter.visit("key", tight).enter()
+        limiter.request("key", tight).acquire()
+    running.release()
+    limiter.request("key", tight).acquire()

@@ -7,7 +7,7 @@ import pytest
 from allrounder.core import Message, Role
 from allrounder.core.budget import FlopsShare
 from allrounder.errors import AllrounderError
-from allrounder_service.api.intake.chat_body import ChatLimits
+from allrounder_service.api.intake.api_request import ChatLimits
 from allrounder_service.api.intake.completion_body import parse_completion
 from tests.intake.pictures import data_url, red
 
@@ -34,7 +34,7 @@ def refused_param(fields):
 
 
 def test_a_conversation_keeps_roles_texts_and_the_places_of_its_images():
-    draft = parse_completion(
+    asked = parse_completion(
         body(
             {"role": "system", "content": "be brief"},
             {"role": "developer", "content": [text("and kind")]},
@@ -43,24 +43,24 @@ def test_a_conversation_keeps_roles_texts_and_the_places_of_its_images():
             user(IMAGE, text("d"), text("e")),
         ),
         LIMITS,
-    ).chat
-    assert draft.messages == (
+    )
+    assert asked.messages == (
         Message(role=Role.SYSTEM, parts=("be brief",)),
         Message(role=Role.SYSTEM, parts=("and kind",)),
         Message(role=Role.USER, parts=(" a ", None, "b\n", None)),
         Message(role=Role.ASSISTANT, parts=("c",)),
         Message(role=Role.USER, parts=(None, "d", "e")),
     )
-    assert draft.question == "d e"
+    assert asked.question == "d e"
     places = ["messages.2.content.1", "messages.2.content.3", "messages.4.content.0"]
-    assert [image.param for image in draft.images] == [f"{at}.image_url.url" for at in places]
-    assert draft.budget.form == FlopsShare(share=0.75)
+    assert [image.param for image in asked.images] == [f"{at}.image_url.url" for at in places]
+    assert asked.budget.form == FlopsShare(share=0.75)
 
 
 def said(**fields):
     """The parts of one assistant's message."""
     asked = parse_completion(body({"role": "assistant", **fields}, user(text("a"))), LIMITS)
-    return asked.chat.messages[0].parts
+    return asked.messages[0].parts
 
 
 def test_a_refusal_is_what_the_assistant_said():
@@ -77,14 +77,14 @@ def test_a_refusal_is_what_the_assistant_said():
     [({}, None), ({"logprobs": True}, 0), ({"logprobs": True, "top_logprobs": 20}, 20)],
 )
 def test_log_probabilities_are_computed_only_where_they_are_asked_for(fields, num_top):
-    draft = parse_completion(body(user(IMAGE), **fields), LIMITS)
-    assert draft.chat.sampling.top_logprobs == num_top
+    asked = parse_completion(body(user(IMAGE), **fields), LIMITS)
+    assert asked.sampling.top_logprobs == num_top
 
 
 def test_both_names_of_the_length_mean_the_same_and_errors_use_the_callers():
     newer = parse_completion(body(user(IMAGE), max_completion_tokens=7), LIMITS)
     older = parse_completion(body(user(IMAGE), max_tokens=7), LIMITS)
-    assert newer.chat.sampling == older.chat.sampling
+    assert newer.sampling == older.sampling
     assert (newer.max_tokens_field, older.max_tokens_field) == (
         "max_completion_tokens",
         "max_tokens",
@@ -110,6 +110,6 @@ def test_a_refusal_that_no_tokenizer_takes_is_refused(words):
 
 
 def test_text_alone_is_not_held_to_a_default_budget_that_only_images_can_meet():
-    assert parse_completion(body(user(text("a"))), LIMITS).chat.budget.form == FlopsShare(share=1.0)
-    asked = parse_completion(body(user(text("a")), budget=0.9), LIMITS).chat.budget
+    assert parse_completion(body(user(text("a"))), LIMITS).budget.form == FlopsShare(share=1.0)
+    asked = parse_completion(body(user(text("a")), budget=0.9), LIMITS).budget
     assert asked.form == FlopsShare(share=0.9)

@@ -11,8 +11,7 @@ from PIL import Image
 from allrounder.core import ImageInput
 from allrounder.errors import BadRequest, ImageTooLarge, InvalidImage
 from allrounder.images import decode_image
-from allrounder_service.api.intake.image_decoder import ImageDecoder
-from allrounder_service.api.intake.image_sources import ImageSource
+from allrounder_service.api.intake.images import ImageDecoder, ImageSource
 from tests.intake import pictures
 
 

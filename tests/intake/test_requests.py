@@ -9,7 +9,8 @@ import pytest
 from allrounder.core import Priority
 from allrounder.core.budget import Counts, FlopsShare, Quality
 from allrounder.errors import AllrounderError
-from allrounder_service.api.intake.chat_body import ChatLimits, parse_chat
+from allrounder_service.api.intake.api_request import ChatLimits
+from allrounder_service.api.intake.chat_body import parse_chat
 from tests.intake.pictures import data_url, red
 
 LIMITS = ChatLimits(max_tokens_limit=100, max_image_bytes=3000, default_budget=0.75)
@@ -27,15 +28,15 @@ def refusal(fields, files=()):
 
 
 def test_the_smallest_body_takes_the_operators_defaults():
-    draft = parse_chat(body(), LIMITS)
-    assert draft.budget.form == FlopsShare(share=0.75)
-    assert (draft.stream, draft.explain, draft.priority) == (False, False, Priority.INTERACTIVE)
-    assert draft.sampling.temperature == 0
-    assert draft.images[0].read() == red()
+    asked = parse_chat(body(), LIMITS)
+    assert asked.budget.form == FlopsShare(share=0.75)
+    assert (asked.stream, asked.explain, asked.priority) == (False, False, Priority.INTERACTIVE)
+    assert asked.sampling.temperature == 0
+    assert asked.images[0].read() == red()
 
 
 def test_a_full_body_reaches_the_engine_unchanged():
-    draft = parse_chat(
+    asked = parse_chat(
         body(
             question=" What\nis «this»? ",
             budget={"flops": 0.5, "strategy": "par", "options": {"k": 2}, "min_tokens": 4},
@@ -51,7 +52,7 @@ def test_a_full_body_reaches_the_engine_unchanged():
         ),
         LIMITS,
     )
-    request = draft.to_request(id="x", images=(), arrival=10.0, tenant="t")
+    request = asked.to_chat_request((), id="x", arrival=10.0, tenant="t")
     assert request.question == " What\nis «this»? "
     assert request.deadline == 11.5
     assert request.sampling.stop == ("a", "b")
@@ -242,15 +243,15 @@ def test_a_wrong_image_url_is_refused_by_its_kind(url, code):
 
 @pytest.mark.parametrize("payload", ["!!!!", "AAA", "AA==AA", "AAAA\n", "Ää==", "A-_A", "="])
 def test_base64_is_taken_at_its_word(payload):
-    draft = parse_chat(body(image=f"data:image/png;base64,{payload}"), LIMITS)
+    asked = parse_chat(body(image=f"data:image/png;base64,{payload}"), LIMITS)
     with pytest.raises(AllrounderError) as caught:
-        draft.images[0].read()
+        asked.images[0].read()
     assert (caught.value.code, caught.value.param) == ("invalid_base64", "image")
 
 
 def test_the_declared_media_type_is_ignored():
-    draft = parse_chat(body(image=data_url(red(), "text/plain;charset=utf-8")), LIMITS)
-    assert draft.images[0].read() == red()
+    asked = parse_chat(body(image=data_url(red(), "text/plain;charset=utf-8")), LIMITS)
+    assert asked.images[0].read() == red()
 
 
 def test_files_stand_for_images_and_obey_the_same_limits():

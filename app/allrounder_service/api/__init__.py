@@ -1,1 +1,1 @@
-"""The HTTP face: reads bodies, calls the engine's facade, writes answers."""
+"""The HTTP API: reads bodies, submits requests to the engine's facade, writes answers."""

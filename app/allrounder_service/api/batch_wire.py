@@ -1,4 +1,4 @@
-"""Files and batches on the wire, in OpenAI's shapes."""
+"""The answers of the files and batches endpoints, in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class OutputTokensDetails(BaseModel):
     reasoning_tokens: int = 0
 
 
-class BatchUsage(BaseModel):
+class BatchTokenUsage(BaseModel):
     input_tokens: int
     input_tokens_details: InputTokensDetails = InputTokensDetails()
     output_tokens: int
@@ -101,7 +101,7 @@ class Batch(BaseModel):
     cancelling_at: int | None
     cancelled_at: int | None
     request_counts: RequestCounts
-    usage: BatchUsage | None
+    usage: BatchTokenUsage | None
     metadata: dict[str, str] | None
 
 
@@ -169,11 +169,11 @@ def _errors(record: BatchRecord) -> BatchErrors | None:
     return BatchErrors(data=[BatchError(**error.model_dump()) for error in record.errors])
 
 
-def _usage(record: BatchRecord) -> BatchUsage | None:
+def _usage(record: BatchRecord) -> BatchTokenUsage | None:
     if record.status not in ENDED_BATCHES:
         return None
     usage = record.usage
-    return BatchUsage(
+    return BatchTokenUsage(
         input_tokens=usage.prompt_tokens,
         output_tokens=usage.completion_tokens,
         total_tokens=usage.prompt_tokens + usage.completion_tokens,

@@ -1,12 +1,14 @@
-"""Request bodies -> plain fields: size caps, content types, JSON and multipart. No field checks."""
+"""Reads request bodies: size caps, content types, JSON, multipart forms. Checks no fields."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -25,6 +27,10 @@ TEXT_FIELDS = (IMAGE_FIELD, "question")
 MAX_JSON_VALUES = 65_536
 MAX_FORM_FILES = 32
 MAX_FORM_FIELDS = 32
+UPLOAD_FIELD = "file"
+MAX_UPLOAD_PARTS = 10
+MAX_UPLOAD_FIELD_BYTES = 1024
+MAX_PARAM_CHARS = 128
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +47,7 @@ async def read_json(request: Request, *, max_bytes: int) -> dict[str, Any]:
 
 
 def capped_stream(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The body in pieces. Raises BodyTooLarge, before reading where the length is declared."""
+    """The body in chunks. Raises BodyTooLarge, before reading where the length is declared."""
     return Request(request.scope, _capped(request, max_bytes)).stream()
 
 
@@ -49,7 +55,7 @@ async def read_body(request: Request, *, max_bytes: int, forms: bool = True) -> 
     """The body's fields; multipart bodies only where `forms`.
 
     Raises UnsupportedBody, BodyTooLarge (before reading where the length is declared),
-    MalformedBody, or InvalidField for a form part that cannot be.
+    MalformedBody, or InvalidField for an invalid form part.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if request.headers.get("content-encoding", "identity").lower() != "identity":
@@ -65,7 +71,7 @@ async def read_body(request: Request, *, max_bytes: int, forms: bool = True) -> 
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
-    """A JSON object. NaN and infinities pass, so that the field's own check can name it."""
+    """A JSON object. NaN and infinities pass, so that the check of the field can name it."""
     if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_JSON_VALUES:
         raise MalformedBody("the JSON body holds too many values")
     try:
@@ -116,7 +122,7 @@ async def _read_form(request: Request, max_bytes: int) -> Body:
     except AllrounderError:
         raise
     except (HTTPException, ValueError, LookupError):
-        raise MalformedBody("the body is not valid multipart/form-data") from None
+        raise _malformed() from None
 
 
 async def _split_form(form: FormData) -> Body:
@@ -137,7 +143,8 @@ async def _split_form(form: FormData) -> Body:
 
 
 def _wrong_part(name: str, text: str) -> InvalidField:
-    return InvalidField(f"{name[:128]}: {text}", param=name[:128])
+    shown = name[:MAX_PARAM_CHARS] or "body"
+    return InvalidField(f"{shown}: {text}", param=shown)
 
 
 def _parsed(text: str) -> Any:
@@ -145,3 +152,131 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
+
+
+@dataclass(kw_only=True)
+class _Part:
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    name: str = ""
+    filename: str | None = None
+    value: bytearray = field(default_factory=bytearray)
+
+
+class MultipartUpload:
+    """A form with one file, parsed as it arrives: the file is handed on in chunks, never kept.
+
+    Feed it the whole body, then `close` it. Raises UnsupportedBody, MalformedBody, or InvalidField
+    naming the part.
+    """
+
+    def __init__(self, request: Request) -> None:
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise UnsupportedBody("compressed bodies are not supported")
+        kind, options = parse_options_header(request.headers.get("content-type", ""))
+        if kind != b"multipart/form-data":
+            raise UnsupportedBody("the body must be multipart/form-data")
+        self.fields: dict[str, Any] = {}
+        self.filename: str | None = None
+        self._part = _Part()
+        self._header = [bytearray(), bytearray()]
+        self._num_parts = 0
+        self._data = bytearray()
+        self._is_complete = False
+        try:
+            self._parser = MultipartParser(
+                options[b"boundary"],
+                {
+                    "on_part_begin": self._begin_part,
+                    "on_header_field": self._add_to_name,
+                    "on_header_value": self._add_to_value,
+                    "on_header_end": self._end_header,
+                    "on_headers_finished": self._end_headers,
+                    "on_part_data": self._add_data,
+                    "on_part_end": self._end_part,
+                    "on_end": self._end,
+                },
+            )
+        except (KeyError, FormParserError):
+            raise _malformed() from None
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The next chunk of the body -> the bytes of the file in it, often none."""
+        try:
+            self._parser.write(chunk)
+        except FormParserError:
+            raise _malformed() from None
+        data = bytes(self._data)
+        self._data.clear()
+        return data
+
+    def close(self) -> Mapping[str, Any]:
+        """The fields, `a[b]` nested in `a`, once the body has ended."""
+        if not self._is_complete:
+            raise _malformed()
+        if self.filename is None:
+            raise InvalidField("file: a file is required", param=UPLOAD_FIELD)
+        return self.fields
+
+    def _begin_part(self) -> None:
+        self._num_parts += 1
+        if self._num_parts > MAX_UPLOAD_PARTS:
+            raise MalformedBody(f"the form has more than {MAX_UPLOAD_PARTS} parts")
+        self._part = _Part()
+
+    def _add_to_name(self, data: bytes, start: int, end: int) -> None:
+        self._header[0] += data[start:end]
+
+    def _add_to_value(self, data: bytes, start: int, end: int) -> None:
+        self._header[1] += data[start:end]
+
+    def _end_header(self) -> None:
+        name, value = self._header
+        self._part.headers[bytes(name).lower()] = bytes(value)
+        self._header = [bytearray(), bytearray()]
+
+    def _end_headers(self) -> None:
+        _, options = parse_options_header(self._part.headers.get(b"content-disposition", b""))
+        self._part.name = _text(options.get(b"name", b""))
+        filename = options.get(b"filename")
+        if self._part.name != UPLOAD_FIELD:
+            if filename is not None:
+                raise _wrong_part(self._part.name, f"only the field {UPLOAD_FIELD} may be a file")
+            return
+        if filename is None:
+            raise _wrong_part(UPLOAD_FIELD, "must be a file, with a filename")
+        if self.filename is not None:
+            raise _wrong_part(UPLOAD_FIELD, "only one file is allowed")
+        self.filename = self._part.filename = _text(filename)
+
+    def _add_data(self, data: bytes, start: int, end: int) -> None:
+        if self._part.name == UPLOAD_FIELD:
+            self._data += data[start:end]
+            return
+        self._part.value += data[start:end]
+        if len(self._part.value) > MAX_UPLOAD_FIELD_BYTES:
+            raise _wrong_part(
+                self._part.name, f"at most {MAX_UPLOAD_FIELD_BYTES} bytes are allowed"
+            )
+
+    def _end_part(self) -> None:
+        name = self._part.name
+        if name == UPLOAD_FIELD:
+            return
+        outer, bracket, inner = name.partition("[")
+        fields, key = self.fields, outer
+        if bracket and inner.endswith("]"):
+            fields, key = self.fields.setdefault(outer, {}), inner.removesuffix("]")
+        if not isinstance(fields, dict) or key in fields:
+            raise _wrong_part(name, "this field is given twice")
+        fields[key] = _text(self._part.value)
+
+    def _end(self) -> None:
+        self._is_complete = True
+
+
+def _text(raw: bytes | bytearray) -> str:
+    return raw.decode("utf-8", "replace")
+
+
+def _malformed() -> MalformedBody:
+    return MalformedBody("the body is not valid multipart/form-data")

@@ -1,166 +1,178 @@
-"""ChatResult -> a chat completion in OpenAI's form, whole or as the chunks of a stream."""
+"""The answers of `/v1/chat/completions`, in OpenAI's form, whole or as the chunks of a stream."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Literal
 
-from allrounder.answer import pruning_of, timing_of
-from allrounder.core import (
-    ChatRequest,
-    ChatResult,
-    FinishReason,
-    ScoredToken,
-    TokenChunk,
-)
+from pydantic import BaseModel
+
+from allrounder.answer import Pruning, TimingMs, pruning_of, timing_of
+from allrounder.core import ChatResult, FinishReason, ScoredToken, TokenChunk
 from allrounder.engine.protocols import ChatStream
-from allrounder.errors import (
-    AllrounderError,
-    BadRequest,
-    BudgetNotPossible,
-    BudgetTooSmall,
-    InvalidField,
-    InvalidParameter,
-)
-from allrounder_service.api import completion_wire as wire
+from allrounder_service.api.answers import AnswerWriter
 
-LEAST_LOGPROB = -9999.0
-"""What stands for a probability of zero, which JSON cannot say."""
-
-_PARAMS = {"question": "messages", "image": "messages", "images": "messages"}
+MIN_LOGPROB = -9999.0
+"""Sent for a probability of zero, whose logarithm JSON has no number for."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """A completion that was asked for: what its answer is made from beside the result.
+class TopLogprob(BaseModel):
+    """`bytes` are the token's own; a character may take several tokens."""
 
-    Attributes:
-        max_tokens_field: under which name the caller set the answer's length.
-    """
+    token: str
+    logprob: float
+    bytes: list[int]
 
-    request: ChatRequest
-    model: str
-    fingerprint: str
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class Logprobs(BaseModel):
+    """Of the model's own distribution, whatever temperature and top_p made of it."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class AssistantMessage(BaseModel):
+    role: Literal["assistant"]
+    content: str
+    refusal: None = None
+
+
+class CompletionChoice(BaseModel):
+    """`finish_reason` is `length` for an answer that its deadline cut short, too."""
+
+    index: Literal[0]
+    message: AssistantMessage
+    logprobs: Logprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class CompletionTokensDetails(BaseModel):
+    """`image_tokens` are those kept, of `image_tokens_before`; nothing of a prompt is cached."""
+
+    text_tokens: int
+    image_tokens: int
+    image_tokens_before: int
+    cached_tokens: int
+
+
+class CompletionUsage(BaseModel):
+    """`prompt_tokens` counts what the decoder processed: text and the image tokens kept."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CompletionTokensDetails
+
+
+class Completion(BaseModel):
+    """`system_fingerprint` is that of the weights; `pruning` and `timing` are ours."""
+
+    id: str
+    object: Literal["chat.completion"]
     created: int
-    stream: bool
-    include_usage: bool
-    max_tokens_field: str
-
-    @property
-    def wants_logprobs(self) -> bool:
-        return self.request.sampling.top_logprobs is not None
-
-
-def completion_answer(asked: Asked, result: ChatResult) -> dict[str, Any]:
-    """The whole answer."""
-    choice = wire.Choice(
-        index=0,
-        message=wire.AssistantMessage(role="assistant", content=result.answer),
-        logprobs=_logprobs(result.scored) if asked.wants_logprobs else None,
-        finish_reason=_finish_reason(result),
-    )
-    answer = wire.Completion(
-        id=asked.request.id,
-        object="chat.completion",
-        created=asked.created,
-        model=asked.model,
-        choices=[choice],
-        usage=_usage(result),
-        system_fingerprint=asked.fingerprint,
-        pruning=pruning_of(asked.request, result),
-        timing=timing_of(result.timing),
-    )
-    return _dumped(answer)
+    model: str
+    choices: list[CompletionChoice]
+    usage: CompletionUsage
+    system_fingerprint: str
+    pruning: Pruning
+    timing: TimingMs
 
 
-async def completion_chunks(asked: Asked, stream: ChatStream) -> AsyncIterator[dict[str, Any]]:
-    """The role, the text, the end with `pruning` and `timing`; then, if asked for, the usage."""
-    with as_bad_request(asked):
-        yield _chunk(asked, {"role": "assistant", "content": "", "refusal": None})
+class CompletionWriter(AnswerWriter):
+    id_prefix = "chatcmpl"
+
+    def whole(self, result: ChatResult) -> dict[str, Any]:
+        choice = CompletionChoice(
+            index=0,
+            message=AssistantMessage(role="assistant", content=result.answer),
+            logprobs=_logprobs(result.scored) if self._wants_logprobs else None,
+            finish_reason=_finish_reason(result),
+        )
+        pruning = pruning_of(self.request, result)
+        answer = Completion(
+            id=self.id,
+            object="chat.completion",
+            created=self.created,
+            model=self.served.model,
+            choices=[choice],
+            usage=_usage(result),
+            system_fingerprint=self.served.fingerprint,
+            pruning=pruning,
+            timing=timing_of(result.timing),
+        )
+        # OpenAI's own fields keep their nulls; those of `pruning` are left out unless asked for.
+        return answer.model_dump() | {"pruning": pruning.model_dump(exclude_unset=True)}
+
+    async def events(self, stream: ChatStream) -> AsyncIterator[dict[str, Any]]:
+        """The role, the text, the end with `pruning` and `timing`; then the usage if asked for."""
+        yield self._chunk({"role": "assistant", "content": "", "refusal": None})
         num_chars = num_scored = 0
         async for chunk in stream.chunks():
             num_chars, num_scored = num_chars + len(chunk.text), num_scored + len(chunk.scored)
             if chunk.text or chunk.scored:
-                yield _text_chunk(asked, chunk)
+                yield self._text_chunk(chunk)
         result = await stream.result()
-        # A deadline ends the answer without a step that would hand out what was held back.
+        # A deadline ends the answer without a step that would emit what was held back.
         rest = TokenChunk(text=result.answer[num_chars:], scored=result.scored[num_scored:])
         if rest.text or rest.scored:
-            yield _text_chunk(asked, rest)
+            yield self._text_chunk(rest)
         report = {
-            "pruning": pruning_of(asked.request, result).model_dump(exclude_unset=True),
+            "pruning": pruning_of(self.request, result).model_dump(exclude_unset=True),
             "timing": timing_of(result.timing).model_dump(),
         }
-        yield _chunk(asked, {}, finish_reason=_finish_reason(result)) | report
-        if asked.include_usage:
-            usage = _usage(result).model_dump()
-            yield _chunk(asked, None) | {"usage": usage} | report
+        yield self._chunk({}, finish_reason=_finish_reason(result)) | report
+        if self.asked.include_usage:
+            yield self._chunk(None) | {"usage": _usage(result).model_dump()} | report
 
+    @property
+    def _wants_logprobs(self) -> bool:
+        return self.request.sampling.top_logprobs is not None
 
-@contextmanager
-def as_bad_request(asked: Asked | None = None) -> Iterator[None]:
-    """On OpenAI's endpoints every invalid field is a 400.
+    def _text_chunk(self, chunk: TokenChunk) -> dict[str, Any]:
+        logprobs = _logprobs(chunk.scored).model_dump() if self._wants_logprobs else None
+        return self._chunk({"content": chunk.text}, logprobs=logprobs)
 
-    What the engine says of a request that was `asked` is named as its caller knows it.
-    """
-    try:
-        yield
-    except AllrounderError as err:
-        names = {} if asked is None else {**_PARAMS, "max_tokens": asked.max_tokens_field}
-        param = names.get(err.param or "", err.param)
-        if isinstance(err, InvalidField):
-            kind: type[BadRequest] = InvalidParameter
-            if isinstance(err, BudgetTooSmall):
-                kind = BudgetNotPossible
-            raise kind(err.message, param=param) from err
-        err.param = param
-        raise
-
-
-def _chunk(
-    asked: Asked,
-    delta: dict[str, Any] | None,
-    *,
-    logprobs: dict[str, Any] | None = None,
-    finish_reason: str | None = None,
-) -> dict[str, Any]:
-    """No choice where `delta` is None."""
-    choice = {
-        "index": 0,
-        "delta": delta,
-        "logprobs": logprobs,
-        "finish_reason": finish_reason,
-    }
-    chunk: dict[str, Any] = {
-        "id": asked.request.id,
-        "object": "chat.completion.chunk",
-        "created": asked.created,
-        "model": asked.model,
-        "system_fingerprint": asked.fingerprint,
-        "choices": [] if delta is None else [choice],
-    }
-    return chunk | ({"usage": None} if asked.include_usage else {})
-
-
-def _text_chunk(asked: Asked, chunk: TokenChunk) -> dict[str, Any]:
-    logprobs = _logprobs(chunk.scored).model_dump() if asked.wants_logprobs else None
-    return _chunk(asked, {"content": chunk.text}, logprobs=logprobs)
+    def _chunk(
+        self,
+        delta: dict[str, Any] | None,
+        *,
+        logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
+    ) -> dict[str, Any]:
+        """No choice where `delta` is None."""
+        choice = {
+            "index": 0,
+            "delta": delta,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+        }
+        chunk: dict[str, Any] = {
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": self.served.model,
+            "system_fingerprint": self.served.fingerprint,
+            "choices": [] if delta is None else [choice],
+        }
+        return chunk | ({"usage": None} if self.asked.include_usage else {})
 
 
 def _finish_reason(result: ChatResult) -> Literal["stop", "length"]:
     return "stop" if result.finish_reason is FinishReason.STOP else "length"
 
 
-def _usage(result: ChatResult) -> wire.CompletionUsage:
+def _usage(result: ChatResult) -> CompletionUsage:
     num_text, plan = result.shape.num_text, result.plan
     num_prompt = num_text + plan.num_kept
-    return wire.CompletionUsage(
+    return CompletionUsage(
         prompt_tokens=num_prompt,
         completion_tokens=result.num_generated,
         total_tokens=num_prompt + result.num_generated,
-        prompt_tokens_details=wire.CompletionTokensDetails(
+        prompt_tokens_details=CompletionTokensDetails(
             text_tokens=num_text,
             image_tokens=plan.num_kept,
             image_tokens_before=plan.num_visual,
@@ -169,10 +181,10 @@ def _usage(result: ChatResult) -> wire.CompletionUsage:
     )
 
 
-def _logprobs(scored: Sequence[ScoredToken]) -> wire.Logprobs:
-    return wire.Logprobs(
+def _logprobs(scored: Sequence[ScoredToken]) -> Logprobs:
+    return Logprobs(
         content=[
-            wire.TokenLogprob(
+            TokenLogprob(
                 **_top_logprob(token).model_dump(), top_logprobs=[*map(_top_logprob, token.top)]
             )
             for token in scored
@@ -180,16 +192,9 @@ def _logprobs(scored: Sequence[ScoredToken]) -> wire.Logprobs:
     )
 
 
-def _top_logprob(token: ScoredToken) -> wire.TopLogprob:
-    return wire.TopLogprob(
+def _top_logprob(token: ScoredToken) -> TopLogprob:
+    return TopLogprob(
         token=token.content.decode(errors="replace"),
-        logprob=max(token.logprob, LEAST_LOGPROB),
+        logprob=max(token.logprob, MIN_LOGPROB),
         bytes=list(token.content),
     )
-
-
-def _dumped(answer: wire.Completion) -> dict[str, Any]:
-    """Nothing of `pruning` that was not asked for; the nulls of OpenAI's own fields stay."""
-    body = answer.model_dump()
-    body["pruning"] = answer.pruning.model_dump(exclude_unset=True)
-    return body

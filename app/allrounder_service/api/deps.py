@@ -1,4 +1,7 @@
-"""What the endpoints are given: the services that main built, and the caller's tenant."""
+"""The dependencies of the endpoints: the services that main built, and the caller's tenant.
+
+All are coroutines, because FastAPI runs plain functions in a thread pool.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
-from allrounder.core import ChatRequest
-from allrounder.engine.protocols import ChatStream, EngineFacade, EngineState
+from allrounder.engine.protocols import EngineFacade, EngineState
 from allrounder.errors import (
     AllrounderError,
     Draining,
@@ -20,10 +22,10 @@ from allrounder.errors import (
     Unavailable,
 )
 from allrounder_service.api.auth import KeyRing
-from allrounder_service.api.intake.chat_body import ChatLimits
-from allrounder_service.api.intake.image_decoder import ImageDecoder
+from allrounder_service.api.intake.api_request import ChatLimits
+from allrounder_service.api.intake.images import ImageDecoder
 from allrounder_service.api.key_file import Scope
-from allrounder_service.api.limits import Limiter, Visit
+from allrounder_service.api.limits import Limiter
 from allrounder_service.jobs.facade import Jobs
 
 RETRY_LOADING_SECONDS = 5.0
@@ -33,13 +35,13 @@ _bearer = HTTPBearer(auto_error=False, description="Only where the operator has 
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """Built once by main; the only way from an endpoint to anything else.
+    """Built once by main; all that the endpoints depend on.
 
     Attributes:
-        refused: counts a request that was turned away before the engine saw it.
-        refresh: counts what a scrape shall show.
-        jobs: raises where there is no queue to be had.
-        protected: scopes that are asked for outside /v1.
+        refused: counts a request that was refused before it reached the engine.
+        refresh: updates the metrics that are computed at a scrape.
+        jobs: raises QueueUnavailable or QueueNotConfigured where there is none.
+        protected: scopes that are required outside /v1 as well.
     """
 
     engine: EngineFacade
@@ -56,7 +58,7 @@ class Services:
     jobs: Callable[[], Jobs]
 
 
-def get_services(request: Request) -> Services:
+async def get_services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 
@@ -70,19 +72,19 @@ async def get_tenant(
     scopes: SecurityScopes,
     _shown_in_docs: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> AsyncIterator[str]:
-    """Holds one of the key's concurrent requests until the answer has been sent."""
+    """The caller's tenant; holds one of its key's concurrent requests until the answer is sent."""
     caller = services.keys.caller_of(request.headers)
     caller.require(scopes.scopes)
-    visit = request.state.visit = services.limiter.visit(caller.name, caller.limits)
+    metered = request.state.metered = services.limiter.request(caller.name, caller.limits)
     try:
-        visit.enter()
+        metered.acquire()
     except RateLimited as err:
         services.refused(err)
         raise
     try:
         yield caller.tenant
     finally:
-        visit.leave()
+        metered.release()
 
 
 TenantDep = Annotated[str, Depends(get_tenant)]
@@ -91,7 +93,7 @@ BatchTenantDep = Annotated[str, Security(get_tenant, scopes=[Scope.BATCH])]
 
 
 def protected(scope: Scope) -> Callable[..., Coroutine[Any, Any, None]]:
-    """Asks for a key with this scope where the operator wants one."""
+    """A dependency that requires a key with this scope, if the operator protects it."""
 
     async def check(request: Request, services: ServicesDep) -> None:
         if scope in services.protected:
@@ -100,16 +102,8 @@ def protected(scope: Scope) -> Callable[..., Coroutine[Any, Any, None]]:
     return check
 
 
-async def submit(request: Request, services: Services, asked: ChatRequest) -> ChatStream:
-    """Hands it to the engine and charges it to the key. Raises what the engine raises."""
-    stream = await services.engine.submit(asked)
-    visit: Visit = request.state.visit
-    visit.charge(stream)
-    return stream
-
-
-def get_jobs(services: ServicesDep, _tenant: BatchTenantDep) -> Jobs:
-    """A caller without a key learns nothing, so the tenant comes first."""
+async def get_jobs(services: ServicesDep, _tenant: BatchTenantDep) -> Jobs:
+    """Depends on the tenant so that an unauthenticated caller is refused first."""
     return services.jobs()
 
 
@@ -130,7 +124,7 @@ def require_ready(engine: EngineFacade) -> None:
 
 
 def require_admission(services: Services) -> None:
-    """`require_ready` for a request that wants an answer: its refusal is counted."""
+    """As `require_ready`, and counts the refusal."""
     try:
         require_ready(services.engine)
     except Unavailable as err:

@@ -1,4 +1,4 @@
-"""The file of API keys: digests, tenants, scopes, limits. Read anew when it changes."""
+"""The file of API keys: digests, tenants, scopes, limits. Reloaded when it changes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from pathlib import Path
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from allrounder.errors import KeyFileUnusable
-from allrounder_service.api.limits import Limits
+from allrounder_service.api.limits import KeyLimits
 
 logger = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 16 * 2**20
-LIMIT_NAMES = tuple(field.name for field in fields(Limits))
+LIMIT_NAMES = tuple(field.name for field in fields(KeyLimits))
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class Scope(StrEnum):
-    """What a key may open; `/v1/models` is open to every key."""
+    """What a key gives access to; every key may read `/v1/models`."""
 
     CHAT = "chat"
     BATCH = "batch"
@@ -38,11 +38,11 @@ class Scope(StrEnum):
 
 
 class KeyRecord(BaseModel):
-    """One key, without the key.
+    """The stored record of a key, which does not contain the key.
 
     Attributes:
         sha256: of the whole key, in hexadecimal.
-        requests_per_minute: as the settings of the same names; absent: what those say, 0: none.
+        requests_per_minute: as the setting of the same name, which it overrides; 0 is no limit.
     """
 
     model_config = _STRICT
@@ -81,7 +81,7 @@ class KeyFile(BaseModel):
 
 
 def read_keys(path: Path) -> KeyFile:
-    """Raises KeyFileUnusable, which tells where the file is wrong and nothing that it holds."""
+    """Raises KeyFileUnusable, whose text gives the place of the fault and no content."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
@@ -100,19 +100,20 @@ def read_keys(path: Path) -> KeyFile:
 
 
 @contextmanager
-def changing(path: Path) -> Iterator[dict[str, KeyRecord]]:
-    """The keys by id, to be changed in place; saved at the end, in one step, for the owner only.
+def edit_keys(path: Path) -> Iterator[dict[str, KeyRecord]]:
+    """The keys by id, to be changed in place and saved atomically at the end.
 
-    Nobody else may change them meanwhile. A file that is not there holds no keys.
+    Holds a lock against concurrent changes. Only the owner may read the file; a missing one has no
+    keys.
     """
-    with _lock_of(path.parent):
+    with _locked(path.parent):
         keys = {key.id: key for key in read_keys(path).keys} if path.exists() else {}
         yield keys
         _write(path, KeyFile(keys=tuple(keys.values())))
 
 
 @contextmanager
-def _lock_of(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -137,10 +138,10 @@ def _write(path: Path, keys: KeyFile) -> None:
 
 
 class WatchedKeys:
-    """The keys of a file, looked at again when `seconds` have passed and read if it has changed.
+    """The keys of a file, which is checked every `seconds` and reloaded if it has changed.
 
-    A file that became unreadable or wrong leaves the keys as they were and is read again at every
-    look; the log says each reason once. Raises KeyFileUnusable if it cannot be read to begin with.
+    While the file is unreadable or invalid the last keys stay in use, and each reason is logged
+    once. The constructor raises KeyFileUnusable.
     """
 
     def __init__(
@@ -149,34 +150,34 @@ class WatchedKeys:
         self._path = path
         self._seconds = seconds
         self._clock = clock
-        self._looked = clock()
+        self._checked_at = clock()
         self._seen = self._signature()
         self._records = self._read()
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     def records(self) -> Mapping[str, KeyRecord]:
         """By id."""
-        if self._clock() - self._looked >= self._seconds:
-            self._look()
+        if self._clock() - self._checked_at >= self._seconds:
+            self._reload_if_changed()
         return self._records
 
-    def _look(self) -> None:
-        self._looked = self._clock()
+    def _reload_if_changed(self) -> None:
+        self._checked_at = self._clock()
         seen = self._signature()
         if seen != self._seen:
             try:
                 self._records = self._read()
             except KeyFileUnusable as err:
-                self._tell(err.message)
+                self._log_once(err.message)
                 return
             self._seen = seen
             logger.info("API keys read", extra={"num_keys": len(self._records)})
-        self._told.clear()
+        self._logged.clear()
 
-    def _tell(self, reason: str) -> None:
-        if reason not in self._told:
+    def _log_once(self, reason: str) -> None:
+        if reason not in self._logged:
             logger.error("the API keys stay as they were: %s", reason)
-        self._told.add(reason)
+        self._logged.add(reason)
 
     def _read(self) -> Mapping[str, KeyRecord]:
         return {key.id: key for key in read_keys(self._path).keys}

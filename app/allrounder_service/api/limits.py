@@ -1,4 +1,4 @@
-"""What one key may ask of this process: requests and tokens a minute, requests at a time."""
+"""Rate limits of an API key: requests and tokens a minute, concurrent requests; per process."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ Clock = Callable[[], int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """0: no limit. Tokens are `usage.total_tokens`: of the prompt after pruning, and the answer."""
+class KeyLimits:
+    """0 is no limit. Tokens are `usage.total_tokens`: the prompt after pruning, and the answer."""
 
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
     concurrent_requests: int = 0
 
-    def but(self, own: Mapping[str, int]) -> Limits:
+    def override(self, own: Mapping[str, int]) -> KeyLimits:
         return replace(self, **own)
 
 
-class Metered(Protocol):
-    """Work whose size is known better and better until it ends."""
+class CountsTokens(Protocol):
+    """Work whose number of tokens is an estimate until it ends."""
 
     @property
     def num_tokens(self) -> int: ...
 
 
 class TokenBucket:
-    """Holds a minute's worth at most and fills evenly; starts full; may be in debt.
+    """Capacity of one minute, refilled continuously, initially full; may be negative.
 
-    Times are monotonic nanoseconds, and whole numbers throughout, so that after exactly
-    `wait_ns` there is exactly one more.
+    Times are monotonic nanoseconds as integers, so that exactly one token is available after
+    exactly `wait_ns`.
     """
 
     def __init__(self, per_minute: int, now: int) -> None:
@@ -52,17 +52,17 @@ class TokenBucket:
         return max(0, self._level // MINUTE_NS)
 
     def take(self, amount: int, now: int) -> None:
-        """Takes it in any case; a negative amount is given back."""
+        """Always succeeds and may leave a debt; a negative amount is a refund."""
         self._fill(now)
         self._level = min(self._full, self._level - amount * MINUTE_NS)
 
     def wait_ns(self, now: int) -> int:
-        """Until one can be taken without debt."""
+        """Time until one token can be taken without debt."""
         self._fill(now)
         return self._ns_to(MINUTE_NS)
 
     def reset_ns(self, now: int) -> int:
-        """Until it is full."""
+        """Time until it is full."""
         self._fill(now)
         return self._ns_to(self._full)
 
@@ -75,15 +75,15 @@ class TokenBucket:
         return max(0, -((self._level - level) // self._per_minute))
 
 
-class Meter:
-    """The state of one key's limits. Lives on the event loop."""
+class KeyMeter:
+    """The state of one key's limits; used on the event loop only."""
 
-    def __init__(self, limits: Limits, now: int) -> None:
+    def __init__(self, limits: KeyLimits, now: int) -> None:
         self.num_running = 0
-        self.adopt(limits, now)
+        self.set_limits(limits, now)
 
-    def adopt(self, limits: Limits, now: int) -> None:
-        """New limits start with full buckets; what runs goes on counting."""
+    def set_limits(self, limits: KeyLimits, now: int) -> None:
+        """Replaces the limits: buckets start full, running requests stay counted."""
         self.limits = limits
         self.buckets = {
             name: TokenBucket(per_minute, now)
@@ -95,7 +95,7 @@ class Meter:
         }
 
     def check(self, now: int) -> None:
-        """Raises RateLimited, which says when to come back."""
+        """Raises RateLimited with the time after which to retry."""
         most = self.limits.concurrent_requests
         if most and self.num_running >= most:
             raise RateLimited(
@@ -112,35 +112,35 @@ class Meter:
             )
 
 
-class Visit:
-    """One call by one key: let in, charged while it runs, and gone exactly once."""
+class MeteredRequest:
+    """One request of one key: acquired, charged while it runs, released exactly once."""
 
-    def __init__(self, meter: Meter, clock: Clock) -> None:
+    def __init__(self, meter: KeyMeter, clock: Clock) -> None:
         self._meter = meter
         self._clock = clock
-        self._work: Metered | None = None
+        self._work: CountsTokens | None = None
         self._num_charged = 0
 
-    def enter(self) -> None:
-        """Raises RateLimited, and then nothing is counted."""
+    def acquire(self) -> None:
+        """Raises RateLimited, in which case nothing is counted."""
         now = self._clock()
         self._meter.check(now)
         self._meter.num_running += 1
         if bucket := self._meter.buckets.get("requests"):
             bucket.take(1, now)
 
-    def charge(self, work: Metered) -> None:
-        """The tokens of `work` are taken now and corrected at the end."""
+    def charge(self, work: CountsTokens) -> None:
+        """Takes the tokens of `work` now and corrects them at the end."""
         self._work = work
         self._settle()
 
-    def leave(self) -> None:
+    def release(self) -> None:
         self._settle()
         self._work = None
         self._meter.num_running -= 1
 
     def headers(self) -> dict[str, str]:
-        """OpenAI's names for the limits that there are."""
+        """The state of the limits, under OpenAI's header names."""
         self._settle()
         now = self._clock()
         found = {}
@@ -160,18 +160,18 @@ class Visit:
 
 
 class Limiter:
-    """One meter for each key, kept between calls."""
+    """Keeps one meter per key."""
 
     def __init__(self, clock: Clock = time.monotonic_ns) -> None:
         self._clock = clock
-        self._meters: dict[str, Meter] = {}
+        self._meters: dict[str, KeyMeter] = {}
 
-    def visit(self, name: str, limits: Limits) -> Visit:
+    def request(self, name: str, limits: KeyLimits) -> MeteredRequest:
         now = self._clock()
-        meter = self._meters.setdefault(name, Meter(limits, now))
+        meter = self._meters.setdefault(name, KeyMeter(limits, now))
         if meter.limits != limits:
-            meter.adopt(limits, now)
-        return Visit(meter, self._clock)
+            meter.set_limits(limits, now)
+        return MeteredRequest(meter, self._clock)
 
 
 EXPOSED_HEADERS = tuple(
@@ -182,7 +182,7 @@ EXPOSED_HEADERS = tuple(
 
 
 def duration(ns: int) -> str:
-    """As OpenAI writes it: `17ms`, `8.64s`, `6m0s`; never too short."""
+    """In OpenAI's format: `17ms`, `8.64s`, `6m0s`; rounded up."""
     milliseconds = -(-ns // 10**6)
     if milliseconds < 1000:
         return f"{milliseconds}ms"

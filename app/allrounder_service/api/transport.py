@@ -1,7 +1,4 @@
-"""HTTP/1.1 below the web app: what a client may not do to a connection, each with its answer.
-
-uvicorn's own protocol with h11, plus limits that neither has.
-"""
+"""HTTP/1.1 connections: uvicorn's h11 protocol, with limits against hostile clients."""
 
 from __future__ import annotations
 
@@ -21,15 +18,15 @@ from allrounder.errors import (
     TooManyConnections,
 )
 from allrounder_service.api.middleware import SECURITY_HEADERS
-from allrounder_service.api.problems import envelope
+from allrounder_service.api.problems import error_answer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransportLimits:
     """
     Attributes:
-        head_seconds: for a whole head to arrive, and for what follows a refused one.
-        stall_seconds: for a client that reads nothing of an answer.
+        head_seconds: for a whole head to arrive, and for the rest of a refused request.
+        stall_seconds: before a connection whose client does not read is aborted.
     """
 
     max_header_bytes: int
@@ -44,7 +41,7 @@ def protocol_with(limits: TransportLimits) -> type[asyncio.Protocol]:
 
 
 class _Connection(h11.Connection):
-    """Refuses heads that h11 takes but a proxy in front may read differently, and large ones."""
+    """Refuses large heads, and those that a proxy may parse differently (request smuggling)."""
 
     def __init__(self, max_header_bytes: int) -> None:
         super().__init__(h11.SERVER, max_incomplete_event_size=max_header_bytes)
@@ -114,7 +111,7 @@ class GuardedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Called by uvicorn for whatever h11 does not take."""
+        """Called by uvicorn for a request that h11 rejects."""
         if self._reader.error_status == HeadersTooLarge.status:
             self._refuse(HeadersTooLarge("the head of the request is too large"))
         else:
@@ -122,11 +119,11 @@ class GuardedProtocol(H11Protocol):
 
     @property
     def _is_draining(self) -> bool:
-        """The answer is out, the body is still coming."""
+        """The answer is sent, the request body is still arriving."""
         return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
 
     def _watch(self, is_due: bool) -> None:
-        """Sets the timer where the client owes something, once until it has delivered."""
+        """Starts the timer when the client has to send something, and stops it once it has."""
         if is_due and self._timer is None and not self.transport.is_closing():
             self._timer = self.loop.call_later(self.limits.head_seconds, self._time_out)
         elif not is_due and self._timer is not None:
@@ -146,17 +143,18 @@ class GuardedProtocol(H11Protocol):
             self.transport.close()
 
     def _refuse(self, error: AllrounderError) -> None:
-        """Answers if no answer has begun, and closes."""
+        """Sends the error unless an answer has begun, and closes the connection."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            body = json.dumps(envelope(error)).encode()
+            answer = error_answer(error)
+            body = json.dumps(answer.body).encode()
             headers = {
                 "Content-Type": "application/json",
                 "Content-Length": str(len(body)),
+                **answer.headers,
                 "Connection": "close",
-                **({"Retry-After": "1"} if error.retryable else {}),
                 **SECURITY_HEADERS,
             }
-            head = h11.Response(status_code=error.status, headers=list(headers.items()))
+            head = h11.Response(status_code=answer.status, headers=list(headers.items()))
             for event in (head, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()

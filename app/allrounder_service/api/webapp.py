@@ -1,4 +1,4 @@
-"""The web app around the endpoints: errors as answers, and what every request passes through."""
+"""The FastAPI app around the endpoints: exception handlers and middleware."""
 
 from __future__ import annotations
 
@@ -16,14 +16,19 @@ from starlette.types import Lifespan
 
 from allrounder.errors import AllrounderError
 from allrounder_service.api.limits import EXPOSED_HEADERS
-from allrounder_service.api.middleware import REQUEST_ID_HEADER, RequestContext, SlowBodies
+from allrounder_service.api.middleware import (
+    REQUEST_ID_HEADER,
+    RequestContext,
+    RequestTracing,
+    SlowBodies,
+    endpoint_of,
+)
 from allrounder_service.api.problems import to_response
-from allrounder_service.api.tracing import RequestTracing
 from allrounder_service.metrics.engine_metrics import HttpMetrics
 from allrounder_service.settings import Settings
 from allrounder_service.tracing.trace import Tracer
 
-# FastAPI's own may be switched on from the environment, and tells what callers wrote.
+# FastAPI's own telemetry could be enabled by the environment, and records what callers wrote.
 NO_TELEMETRY: TelemetryConfig = {
     "tracing": False,
     "metrics": False,
@@ -35,7 +40,7 @@ PROBLEMS = (AllrounderError, HTTPException, RequestValidationError, ClientDiscon
 
 
 def bare_app(lifespan: Lifespan[FastAPI]) -> FastAPI:
-    """Its description and its pages are endpoints of our own."""
+    """Without FastAPI's own pages and description, which `endpoints.pages` serves."""
     return FastAPI(
         title="Allrounder",
         version=own_version(),
@@ -48,9 +53,10 @@ def bare_app(lifespan: Lifespan[FastAPI]) -> FastAPI:
     )
 
 
-def wire(app: FastAPI, endpoints: Sequence[APIRouter]) -> None:
-    async def answer_problem(_request: Request, exc: Exception) -> Response:
-        return to_response(exc)
+def add_endpoints(app: FastAPI, endpoints: Sequence[APIRouter]) -> None:
+    async def answer_problem(request: Request, exc: Exception) -> Response:
+        asked = getattr(request.state, "asked", None)
+        return to_response(exc, endpoint=endpoint_of(request.scope), asked=asked)
 
     for kind in PROBLEMS:
         app.add_exception_handler(kind, answer_problem)
@@ -58,10 +64,10 @@ def wire(app: FastAPI, endpoints: Sequence[APIRouter]) -> None:
         app.include_router(api)
 
 
-def wrap(
+def add_middleware(
     app: FastAPI, settings: Settings, http_metrics: HttpMetrics, tracer: Tracer | None
 ) -> None:
-    """From the innermost layer to the outermost."""
+    """Innermost first."""
     if tracer is not None:
         app.add_middleware(RequestTracing, tracer=tracer)
     app.add_middleware(SlowBodies, seconds=settings.slow_client_seconds)

@@ -55,7 +55,7 @@ def create(
 ) -> None:
     """Add a key and print it, this once. The file is made if it is not there."""
     from allrounder_service.api.auth import issue_key
-    from allrounder_service.api.key_file import changing
+    from allrounder_service.api.key_file import edit_keys
 
     fields: dict[str, object] = {
         "requests_per_minute": requests_per_minute,
@@ -67,7 +67,7 @@ def create(
     if expires_days is not None:
         expires = datetime.now(UTC) + timedelta(days=expires_days)
         fields["expires"] = expires.replace(microsecond=0)
-    with _told(), changing(file) as keys:
+    with _reported_errors(), edit_keys(file) as keys:
         made = issue_key(tenant=tenant, id=id, **fields)
         if made.record.id in keys:
             raise typer.BadParameter(f"there is a key {made.record.id} already")
@@ -79,7 +79,7 @@ def list_keys(file: KeysFile, as_json: AsJson = False) -> None:
     """All keys of the file, with their tenants, scopes, limits and states."""
     from allrounder_service.api.key_file import read_keys
 
-    with _told():
+    with _reported_errors():
         records = read_keys(file).keys
     if as_json:
         typer.echo(json.dumps([_shown(record) for record in records]))
@@ -97,9 +97,9 @@ def revoke(
     file: KeysFile,
 ) -> None:
     """Disable a key; running servers refuse it about a second later."""
-    from allrounder_service.api.key_file import changing
+    from allrounder_service.api.key_file import edit_keys
 
-    with _told(), changing(file) as keys:
+    with _reported_errors(), edit_keys(file) as keys:
         if id not in keys:
             raise typer.BadParameter(f"there is no key {id}")
         keys[id] = keys[id].model_copy(update={"disabled": True})
@@ -107,8 +107,8 @@ def revoke(
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """What cannot be is one line on standard error."""
+def _reported_errors() -> Iterator[None]:
+    """Prints errors as one line on standard error."""
     from pydantic import ValidationError
 
     from allrounder.errors import AllrounderError

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from allrounder.errors import (
     BatchEnded,
     IdempotencyKeyReused,
-    InvalidParameter,
+    InvalidField,
     NotFound,
     QueueFull,
 )
@@ -81,7 +81,7 @@ class BatchOrder:
 def _typed_errors(
     method: Callable[Concatenate[Jobs, P], Awaitable[T]],
 ) -> Callable[Concatenate[Jobs, P], Awaitable[T]]:
-    """An outage of Redis becomes QueueUnavailable, an unknown cursor InvalidParameter."""
+    """An outage of Redis becomes QueueUnavailable, an unknown cursor InvalidField."""
 
     @wraps(method)
     async def wrapped(self: Jobs, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -89,7 +89,7 @@ def _typed_errors(
             try:
                 return await method(self, *args, **kwargs)
             except UnknownCursor:
-                raise InvalidParameter("after: no such id in this list", param="after") from None
+                raise InvalidField("after: no such id in this list", param="after") from None
 
     return wrapped
 
@@ -171,7 +171,7 @@ class Jobs:
     async def create_batch(self, tenant: str, order: BatchOrder) -> BatchRecord:
         """Admit a batch; the same order with the same idempotency key returns the first one.
 
-        Raises: IdempotencyKeyReused, InvalidParameter, QueueFull.
+        Raises: IdempotencyKeyReused, InvalidField, QueueFull.
         """
         existing = await self._existing_batch(tenant, order)
         if existing is not None:
@@ -244,14 +244,14 @@ class Jobs:
         file = await self.files.get(tenant, id) if FILE_ID.fullmatch(id) else None
         # The touch protects the bytes from the sweeper until the batch refers to them.
         if file is None or not await asyncio.to_thread(self.store.touch, file.sha256):
-            raise InvalidParameter("input_file_id: there is no such file", param="input_file_id")
+            raise InvalidField("input_file_id: there is no such file", param="input_file_id")
         if file.purpose != "batch":
-            raise InvalidParameter(
+            raise InvalidField(
                 "input_file_id: the file's purpose must be batch", param="input_file_id"
             )
         most = self.options.queue
         if file.lines > min(most.max_lines, most.max_tenant_lines, self.options.max_batch_lines):
-            raise InvalidParameter(
+            raise InvalidField(
                 "input_file_id: the file has more lines than this service takes at all",
                 param="input_file_id",
             )

@@ -15,7 +15,7 @@ from typing import Literal
 
 from redis.asyncio import Redis
 
-from allrounder.errors import BodyTooLarge, InvalidParameter, StorageUnavailable
+from allrounder.errors import BodyTooLarge, InvalidField, StorageUnavailable
 from allrounder_service.jobs import redis_keys as keys
 from allrounder_service.jobs.batch_files import MAX_LINE_BYTES, LineCounter
 from allrounder_service.jobs.blob_store import BlobStore
@@ -68,7 +68,7 @@ class Upload:
         self._max_lines = max_lines
 
     def write(self, data: bytes) -> None:
-        """Raises BodyTooLarge or InvalidParameter as soon as a limit is passed."""
+        """Raises BodyTooLarge or InvalidField as soon as a limit is passed."""
         if self._draft.num_bytes + len(data) > self._max_bytes:
             raise BodyTooLarge(f"file: at most {self._max_bytes} bytes are allowed", param="file")
         self._counter.feed(data)
@@ -77,11 +77,11 @@ class Upload:
             self._draft.write(data)
 
     def commit(self) -> StoredUpload:
-        """Make the bytes durable and visible. Raises InvalidParameter for an empty file."""
+        """Make the bytes durable and visible. Raises InvalidField for an empty file."""
         self._counter.close()
         self._check_lines()
         if not self._counter.num_lines:
-            raise InvalidParameter("file: the file holds no lines", param="file")
+            raise InvalidField("file: the file holds no lines", param="file")
         num_bytes = self._draft.num_bytes
         with storage_errors():
             sha256 = self._draft.commit()
@@ -93,11 +93,9 @@ class Upload:
 
     def _check_lines(self) -> None:
         if self._counter.num_lines > self._max_lines:
-            raise InvalidParameter(
-                f"file: at most {self._max_lines} lines are allowed", param="file"
-            )
+            raise InvalidField(f"file: at most {self._max_lines} lines are allowed", param="file")
         if self._counter.longest > MAX_LINE_BYTES:
-            raise InvalidParameter(
+            raise InvalidField(
                 f"file: a line may have at most {MAX_LINE_BYTES} bytes", param="file"
             )
 

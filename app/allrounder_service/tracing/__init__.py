@@ -1,1 +1,1 @@
-"""Traces: one span per request, its stages below; without OpenTelemetry until it is asked for."""
+"""Tracing: a span per request with a child per stage; OpenTelemetry is imported only if enabled."""

@@ -1,6 +1,6 @@
-"""The tracer that sends spans by OTLP over HTTP, in the background.
+"""A tracer that exports spans by OTLP over HTTP in the background.
 
-Read by the SDK itself: `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_BSP_*`,
+The SDK itself reads `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_BSP_*`,
 `OTEL_SPAN_*`, `OTEL_SDK_DISABLED`, `OTEL_TRACES_SAMPLER` where no ratio is set, and all of
 `OTEL_EXPORTER_OTLP_*` but the endpoint.
 """
@@ -31,12 +31,12 @@ _UNNAMED_SERVICE = "unknown_service"
 
 
 class OtelTracer:
-    """Satisfies `Tracer`. Owns its provider; nothing global is touched.
+    """Implements `Tracer` with its own provider; changes no global state.
 
     Args:
         endpoint: base address of an OTLP/HTTP receiver, such as `http://localhost:4318`.
-        ratio: share of the traces begun here that are recorded; what a caller's own trace context
-            says comes first. None leaves it to `OTEL_TRACES_SAMPLER`, else to all.
+        ratio: share of root traces that are sampled; a caller's trace context overrides it. None
+            leaves it to `OTEL_TRACES_SAMPLER`, by default all.
     """
 
     def __init__(self, endpoint: str, *, ratio: float | None, version: str) -> None:
@@ -65,7 +65,7 @@ class OtelTracer:
         return self._begin(CHAT, SpanKind.CONSUMER, Context(), line)
 
     async def stop(self, seconds: float) -> None:
-        # A daemon: a receiver that does not answer must not hold the process back.
+        # A daemon thread: an unresponsive receiver must not delay the exit.
         flushing = threading.Thread(
             target=self._provider.shutdown, name="traces-flush", daemon=True
         )

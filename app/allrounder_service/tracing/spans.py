@@ -1,6 +1,6 @@
-"""A finished trace as OpenTelemetry spans: names, attributes, times.
+"""Writes a finished trace as OpenTelemetry spans.
 
-Never a question, an answer, an image, a key or a tenant.
+Never records a question, an answer, an image, a key or a tenant.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from opentelemetry.util.types import AttributeValue
 
 from allrounder.core import ChatRequest, ChatResult, FinishReason, Stage
 from allrounder.errors import RequestCancelled
-from allrounder_service.tracing.trace import Exchange, Trace, intervals
+from allrounder_service.tracing.trace import HttpExchange, Trace, intervals
 
 PREFIX = "allrounder"
 PROVIDER = "allrounder"
@@ -31,7 +31,7 @@ Attributes = dict[str, AttributeValue]
 
 
 def write(tracer: Tracer, span: Span, trace: Trace, *, operation: str, started_ns: int) -> None:
-    """End `span`, which began at `started_ns` with the trace, with its stages below it."""
+    """Write the stages as children of `span`, which began at `started_ns`, and end it."""
 
     def at(seconds: float) -> int:
         return started_ns + round((seconds - trace.began) * 1e9)
@@ -46,7 +46,7 @@ def write(tracer: Tracer, span: Span, trace: Trace, *, operation: str, started_n
     if trace.request is not None and trace.timing is not None:
         arrival = trace.request.arrival
         _write_stages(tracer, span, trace, lambda seconds: at(arrival + seconds))
-        # A request whose caller has gone leaves the engine behind the step that it was in.
+        # After a disconnect the request ends in the engine only at the end of its step.
         ended = max(ended, arrival + trace.timing.total)
     span.end(at(ended))
 
@@ -54,7 +54,7 @@ def write(tracer: Tracer, span: Span, trace: Trace, *, operation: str, started_n
 def _write_stages(
     tracer: Tracer, span: Span, trace: Trace, after_arrival: Callable[[float], int]
 ) -> None:
-    assert trace.timing is not None, "only what the engine had has stages"
+    assert trace.timing is not None, "only admitted requests have stages"
     if Stage.DECODE in (began := trace.timing.began):
         span.add_event(FIRST_TOKEN, timestamp=after_arrival(began[Stage.DECODE]))
     context = set_span_in_context(span)
@@ -70,7 +70,7 @@ def _write_stages(
 
 
 def _mark_end(span: Span, trace: Trace) -> None:
-    """An error by its code; a caller who went away is none."""
+    """The status: an error by its code; a disconnect is not an error."""
     status = None if trace.exchange is None else trace.exchange.status
     if isinstance(trace.error, RequestCancelled):
         span.set_attribute(CANCELLED, True)
@@ -101,7 +101,7 @@ def _attributes(trace: Trace) -> Attributes:
     return found
 
 
-def _of_exchange(exchange: Exchange) -> Attributes:
+def _of_exchange(exchange: HttpExchange) -> Attributes:
     found: Attributes = {http_attributes.HTTP_REQUEST_METHOD: exchange.method}
     if exchange.route is not None:
         found[http_attributes.HTTP_ROUTE] = exchange.route

@@ -1,4 +1,4 @@
-"""What is known of one traced request, and how it is found from wherever it happens."""
+"""The trace of one request, and the context variable that holds the current one."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ Headers = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Exchange:
-    """The HTTP side of a request; `status` is None where nothing was sent."""
+class HttpExchange:
+    """Method, route and status of a request; `status` is None if nothing was sent."""
 
     method: str
     route: str | None
@@ -38,8 +38,8 @@ class Interval:
     """A stage in seconds after the request's arrival.
 
     Attributes:
-        computed: seconds that its own steps took, waits between them left out; None where the
-            whole interval was spent.
+        computed: seconds in its own steps, without waits between them; None if equal to the
+            interval.
     """
 
     stage: str
@@ -49,20 +49,20 @@ class Interval:
 
 
 class Trace:
-    """Facts of one request. Ends once its caller's side and the engine's have both ended.
+    """The data of one request. Ends when both the HTTP side and the engine have finished with it.
 
-    `preempted` and `ended` belong to the engine's thread, all else to the event loop.
+    `preempted` and `ended` are called on the engine's thread, the rest on the event loop.
 
     Args:
-        trace_id: 32 hexadecimal digits; None where there is none.
-        on_end: given the trace, on whichever thread comes last; what it raises is logged.
-            None where the trace is not recorded.
+        trace_id: 32 hexadecimal digits, or None.
+        on_end: called with the trace on the thread that ends it; what it raises is logged.
+            None if the trace is not sampled.
     """
 
     def __init__(self, *, trace_id: str | None, on_end: Callable[[Trace], None] | None) -> None:
         self.trace_id = trace_id
         self.began = self.closed = time.monotonic()
-        self.exchange: Exchange | None = None
+        self.exchange: HttpExchange | None = None
         self.request: ChatRequest | None = None
         self.model: str | None = None
         self.result: ChatResult | None = None
@@ -83,7 +83,7 @@ class Trace:
             self._num_open += 1
 
     def refused(self, error: AllrounderError | None = None) -> None:
-        """What was submitted was not admitted."""
+        """The engine did not admit the request."""
         self.failed(error)
         self._leave()
 
@@ -102,7 +102,7 @@ class Trace:
         self._leave()
 
     def close(self) -> None:
-        """Nothing more is sent to the caller."""
+        """The answer has been sent."""
         self.closed = time.monotonic()
         self._leave()
 
@@ -114,17 +114,17 @@ class Trace:
             try:
                 self._on_end(self)
             except Exception:
-                # On the engine's thread it would end every other request as well.
+                # On the engine's thread an exception would end every other request.
                 logger.exception("a trace could not be written")
 
 
 current: ContextVar[Trace | None] = ContextVar("trace", default=None)
-"""The trace of the request at hand, where it is recorded."""
+"""The trace of the current request, if it is sampled."""
 
 
 @contextmanager
 def following(trace: Trace) -> Iterator[None]:
-    """`trace`, if it is recorded, is the current one, and closes with the block."""
+    """Makes a sampled trace the current one within the block, and closes it at the end."""
     if not trace.is_recorded:
         yield
         return
@@ -143,29 +143,29 @@ def following(trace: Trace) -> Iterator[None]:
 
 
 def note_error(error: AllrounderError) -> None:
-    """Tell the current trace, if there is one, how its request ends."""
+    """Records the error in the current trace, if there is one."""
     if (trace := current.get()) is not None:
         trace.failed(error)
 
 
 class Tracer(Protocol):
-    """Begins traces. Nothing that it does blocks its caller."""
+    """Starts traces. Its methods do not block."""
 
     def request(self, operation: str, headers: Headers, *, id: str | None) -> Trace:
-        """One that came over HTTP; goes on with the trace that its headers name."""
+        """For a request over HTTP; continues the trace of its `traceparent` header."""
         ...
 
     def line(self, *, id: str, job: str) -> Trace:
-        """One line of a batch, `job` being `<batch>/<line>`; the root of a trace of its own."""
+        """For a line of a batch, `job` being `<batch>/<line>`; a root trace."""
         ...
 
     async def stop(self, seconds: float) -> None:
-        """Send what is not yet sent, for `seconds` at most."""
+        """Flush the remaining spans, for at most `seconds`."""
         ...
 
 
 def intervals(timing: Timing) -> Iterator[Interval]:
-    """The stages that a request reached, in order; they do not overlap."""
+    """The stages that a request reached, in order and without overlap."""
     began = timing.began
     yield Interval(stage=QUEUE, began=0.0, ended=timing.queue)
     for stage, seconds in ((Stage.ENCODE, timing.encode), (Stage.PLAN, timing.plan)):

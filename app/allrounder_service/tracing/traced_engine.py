@@ -1,4 +1,4 @@
-"""Where traces meet the engine: at its door, and as its observer."""
+"""Connects traces with the engine: a facade that wraps it, and an observer of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from allrounder_service.tracing.trace import Trace, current
 
 
 class TracedObserver:
-    """An `Observer` that tells another one, and the trace of each request that has one."""
+    """An `Observer` that forwards to another one and to the trace of each request."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
@@ -42,7 +42,7 @@ class TracedObserver:
 
 
 class TracedEngine:
-    """An `EngineFacade` before another one: what is submitted belongs to the current trace."""
+    """An `EngineFacade` that attaches submitted requests to the current trace."""
 
     def __init__(self, engine: EngineFacade, observer: TracedObserver) -> None:
         self._engine = engine

@@ -7,13 +7,13 @@ import re
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from allrounder.errors import InvalidParameter
-from allrounder.validation import validate_openai
+from allrounder.errors import InvalidField
+from allrounder.validation import validate
 from allrounder_service.api.batch_wire import Batch, BatchList, batch_object, list_object
 from allrounder_service.api.bodies import read_json
 from allrounder_service.api.deps import BatchTenantDep, JobsDep
-from allrounder_service.api.docs import problems
 from allrounder_service.api.intake import batch_bodies as intake
+from allrounder_service.api.problems import problems
 from allrounder_service.jobs.facade import BatchOrder
 from allrounder_service.jobs.redis_reads import PageRequest
 
@@ -52,7 +52,7 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 async def create_batch(request: Request, jobs: JobsDep, tenant: BatchTenantDep) -> Response:
     """Run every line of an input file; `completion_window` is 24h or any time up to 7d."""
     key = _idempotency_key(request)
-    body = validate_openai(intake.BatchBody, await read_json(request, max_bytes=MAX_BODY_BYTES))
+    body = validate(intake.BatchBody, await read_json(request, max_bytes=MAX_BODY_BYTES))
     keep = body.output_expires_after
     order = BatchOrder(
         endpoint=body.endpoint,
@@ -74,7 +74,7 @@ async def create_batch(request: Request, jobs: JobsDep, tenant: BatchTenantDep) 
 )
 async def list_batches(request: Request, jobs: JobsDep, tenant: BatchTenantDep) -> Response:
     """The batches of this caller, newest first; `after` and `limit` as in OpenAI's API."""
-    query = validate_openai(intake.BatchQuery, dict(request.query_params))
+    query = validate(intake.BatchQuery, dict(request.query_params))
     page = await jobs.list_batches(tenant, PageRequest(limit=query.limit, after=query.after or ""))
     data = [batch_object(record) for record in page.items]
     return JSONResponse(list_object(data, has_more=page.has_more))
@@ -107,7 +107,7 @@ def _idempotency_key(request: Request) -> str:
     if not given:
         return ""
     if len(given) > 1 or not _KEY.fullmatch(given[0]):
-        raise InvalidParameter(
+        raise InvalidField(
             f"{IDEMPOTENCY_HEADER}: must be 1 to 255 printable characters without spaces",
             param=IDEMPOTENCY_HEADER,
         )

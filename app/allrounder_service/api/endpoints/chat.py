@@ -1,62 +1,75 @@
-"""POST /v1/chat: one image question, answered whole or as a stream."""
+"""The endpoints that ask the model: our own chat and plan, and OpenAI's chat completions."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator
-from functools import partial
-from typing import Any
-
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from allrounder.engine.protocols import ChatStream
-from allrounder_service.api.answers import chat_answer
-from allrounder_service.api.deps import ChatTenantDep, ServicesDep, submit
-from allrounder_service.api.disconnects import await_result
-from allrounder_service.api.docs import CHAT_PROBLEMS
-from allrounder_service.api.drafts import body_docs, receive_chat
-from allrounder_service.api.sse import ChatEvents
-from allrounder_service.api.wire import ChatAnswer
+from allrounder_service.api.answers import ChatAnswer, PlanAnswer
+from allrounder_service.api.completion_answers import Completion
+from allrounder_service.api.deps import ChatTenantDep, ServicesDep
+from allrounder_service.api.intake.api_request import Endpoint
+from allrounder_service.api.intake.chat_body import chat_body_docs
+from allrounder_service.api.intake.completion_body import completion_body_docs
+from allrounder_service.api.problems import problems
+from allrounder_service.api.serving import respond
 
-api = APIRouter(prefix="/v1", tags=["chat"])
+api = APIRouter()
+
+_STATUSES = (400, 401, 403, 408, 413, 415, 429, 500, 503, 504)
+_EVENT_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
 @api.post(
-    "/chat",
+    Endpoint.CHAT,
+    tags=["chat"],
     response_model=None,
     responses={
-        **CHAT_PROBLEMS,
+        **problems(*_STATUSES, 422),
         200: {
             "model": ChatAnswer,
             "description": "The answer; with `stream`, server-sent events.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": _EVENT_STREAM,
         },
     },
-    openapi_extra=body_docs(),
+    openapi_extra=chat_body_docs(),
 )
 async def chat(request: Request, services: ServicesDep, tenant: ChatTenantDep) -> Response:
     """Answer a question about an image within a compute budget."""
-    received = await receive_chat(request, services, tenant=tenant)
-    stream = await submit(request, services, received.request)
-    answer = partial(
-        chat_answer,
-        received.request,
-        model=services.engine.capabilities().model,
-        created=int(time.time()),
-    )
-    if received.stream:
-        return ChatEvents(stream, partial(_deltas, answer))
-    return JSONResponse(answer(await await_result(stream, request.receive)))
+    return await respond(request, services, Endpoint.CHAT, tenant=tenant)
 
 
-async def _deltas(
-    answer: partial[dict[str, Any]], stream: ChatStream
-) -> AsyncIterator[dict[str, Any]]:
-    """The text as it becomes final, then the answer less its text."""
-    async for chunk in stream.chunks():
-        if chunk.text:
-            yield {"delta": chunk.text}
-    whole = answer(await stream.result())
-    del whole["answer"]
-    yield whole
+@api.post(
+    Endpoint.COMPLETIONS,
+    tags=["openai"],
+    response_model=None,
+    responses={
+        **problems(*_STATUSES, 404),
+        200: {
+            "model": Completion,
+            "description": "The completion; with `stream`, chunks as server-sent events.",
+            "content": _EVENT_STREAM,
+        },
+    },
+    openapi_extra=completion_body_docs(),
+)
+async def completions(request: Request, services: ServicesDep, tenant: ChatTenantDep) -> Response:
+    """Answer a conversation with images within a compute budget, in OpenAI's form.
+
+    The images' `detail` may be `auto` or `high`, which are the same: the model's own resolution;
+    what images may cost is said by `budget`. An answer that its deadline cuts short ends with
+    `finish_reason` `length`. Values that change nothing are taken, others refused by name.
+    """
+    return await respond(request, services, Endpoint.COMPLETIONS, tenant=tenant)
+
+
+@api.post(
+    Endpoint.PLAN,
+    tags=["chat"],
+    response_model=None,
+    responses={**problems(*_STATUSES, 422), 200: {"model": PlanAnswer}},
+    openapi_extra=chat_body_docs(),
+)
+async def plan(request: Request, services: ServicesDep, tenant: ChatTenantDep) -> Response:
+    """Make the plan of a chat request and tell its cost; the body is that of /v1/chat."""
+    return await respond(request, services, Endpoint.PLAN, tenant=tenant)

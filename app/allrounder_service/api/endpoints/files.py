@@ -7,7 +7,7 @@ import asyncio
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from allrounder.validation import validate_openai
+from allrounder.validation import validate
 from allrounder_service.api.batch_wire import (
     FileDeleted,
     FileList,
@@ -15,12 +15,11 @@ from allrounder_service.api.batch_wire import (
     file_object,
     list_object,
 )
-from allrounder_service.api.bodies import capped_stream
+from allrounder_service.api.bodies import MultipartUpload, capped_stream
 from allrounder_service.api.deps import BatchTenantDep, JobsDep
-from allrounder_service.api.docs import problems
-from allrounder_service.api.downloads import Download
-from allrounder_service.api.forms import UploadForm
 from allrounder_service.api.intake import batch_bodies as intake
+from allrounder_service.api.problems import problems
+from allrounder_service.api.responses import Download
 from allrounder_service.jobs.facade import Jobs
 from allrounder_service.jobs.records import FileRecord
 from allrounder_service.jobs.redis_reads import PageRequest
@@ -73,7 +72,7 @@ async def upload_file(request: Request, jobs: JobsDep, tenant: BatchTenantDep) -
 )
 async def list_files(request: Request, jobs: JobsDep, tenant: BatchTenantDep) -> Response:
     """The files of this caller; `after`, `limit`, `order` and `purpose` as in OpenAI's API."""
-    query = validate_openai(intake.FileQuery, dict(request.query_params))
+    query = validate(intake.FileQuery, dict(request.query_params))
     wanted = PageRequest(
         limit=query.limit, after=query.after or "", newest_first=query.order == "desc"
     )
@@ -126,7 +125,7 @@ async def delete_file(file_id: str, jobs: JobsDep, tenant: BatchTenantDep) -> Re
 
 
 async def _receive(request: Request, jobs: Jobs, tenant: str) -> FileRecord:
-    form = UploadForm(request)
+    form = MultipartUpload(request)
     body = capped_stream(request, jobs.options.max_file_bytes + FORM_OVERHEAD_BYTES)
     upload = await asyncio.to_thread(jobs.upload)
     try:
@@ -136,7 +135,7 @@ async def _receive(request: Request, jobs: Jobs, tenant: str) -> FileRecord:
             if len(pending) >= WRITE_BYTES:
                 await asyncio.to_thread(upload.write, bytes(pending))
                 pending.clear()
-        fields = validate_openai(intake.UploadForm, form.close())
+        fields = validate(intake.UploadFields, form.close())
         await asyncio.to_thread(upload.write, bytes(pending))
         stored = await asyncio.to_thread(upload.commit)
     finally:

@@ -1,1 +1,1 @@
-"""What may come in, for the API and for batch jobs alike."""
+"""Parsing and checking of request bodies. Knows nothing of HTTP."""

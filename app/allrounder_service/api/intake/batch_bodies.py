@@ -1,4 +1,4 @@
-"""What OpenAI's files and batches endpoints take: queries, form fields, the body of a batch."""
+"""The input of OpenAI's files and batches endpoints: queries, form fields, the body of a batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 
 
 def _integer(value: Any) -> Any:
-    """Queries and forms know only text."""
+    """Values of queries and forms are strings."""
     is_number = isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value)
     return int(value) if is_number else value
 
@@ -82,7 +82,7 @@ _EXPIRY_SCHEMA = {
 }
 
 
-class UploadForm(WireModel):
+class UploadFields(WireModel):
     """The fields beside the file; `expires_after[seconds]` stands for a nested field."""
 
     purpose: Literal["batch"]

@@ -1,4 +1,4 @@
-"""GET / and /docs, and the files in app/web that they are made of: they use the public API only."""
+"""The pages / and /docs with the files of `web/`, and the API's description at /openapi.json."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-from fastapi import APIRouter, Request
-from starlette.responses import Response
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import JSONResponse, Response
 
 from allrounder.errors import NotFound
+from allrounder_service.api.deps import protected
+from allrounder_service.api.key_file import Scope
 
 api = APIRouter(include_in_schema=False)
 
@@ -59,9 +61,19 @@ def asset(name: str, request: Request) -> Response:
     return _file(name, request)
 
 
+@api.api_route(
+    "/openapi.json",
+    methods=["GET", "HEAD"],
+    response_model=None,
+    dependencies=[Depends(protected(Scope.DOCS))],
+)
+async def openapi(request: Request) -> Response:
+    return JSONResponse(request.app.openapi())
+
+
 @cache
 def _files() -> dict[str, Path]:
-    """By name: a name that is not listed here reaches no file, however it is spelled."""
+    """By name. Only these are served, so that no spelling of a path leaves the folder."""
     return {
         path.relative_to(WEB).as_posix(): path
         for path in WEB.rglob("*")
