@@ -14,7 +14,7 @@ from allrounder.bench.sides import EngineSide, TimedRun
 from allrounder.bench.workload import DENSE, Workload, make_workload
 from allrounder.core import Plan
 from allrounder.cost import prefill_flops
-from allrounder.models.families.family import VisualTokens
+from allrounder.models.families.family import ImageFeatures
 from allrounder.models.loading import random_adapter
 from allrounder.models.shapes import LlavaShape
 from allrounder.models.transformers import TransformersAdapter
@@ -39,7 +39,7 @@ class RouterCost:
         self._workload: Workload = make_workload(self._adapter)
         num_visual = self._workload.shape.num_visual
         visual_VD = self._adapter.embed(torch.randint(0, 256, (num_visual,)).tolist())
-        features = VisualTokens(tokens_VD=visual_VD)
+        features = ImageFeatures(tokens_VD=visual_VD)
         self._side = EngineSide(
             self._adapter, {image.digest: features for image in self._workload.images}
         )

@@ -14,14 +14,14 @@ import torch
 
 from allrounder.bench.workload import Workload
 from allrounder.core import ChatRequest, ChatResult, ImageInput, Plan
-from allrounder.engine.execution.rows import prompt_rows
+from allrounder.engine.execution.batch import prompt_rows
 from allrounder.engine.execution.runner import ModelRunner
 from allrounder.engine.offline import drive
 from allrounder.models.adapter import Adapter
-from allrounder.models.families.family import VisualTokens
+from allrounder.models.families.family import ImageFeatures
 from allrounder.models.transformers import TransformersAdapter
 
-Features = Mapping[str, VisualTokens]
+Features = Mapping[str, ImageFeatures]
 _NO_LIMIT = 1 << 60
 
 
@@ -47,7 +47,7 @@ class _PrecomputedFeatures:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._adapter, name)
 
-    def encode(self, images: Sequence[ImageInput]) -> list[VisualTokens]:
+    def encode(self, images: Sequence[ImageInput]) -> list[ImageFeatures]:
         return [self._features[image.digest] for image in images]
 
 
@@ -109,7 +109,7 @@ def median_run(repeats: int, run: Callable[[], TimedRun]) -> TimedRun:
     return sorted((run() for _ in range(repeats)), key=lambda sample: sample.total)[repeats // 2]
 
 
-def encode_all(adapter: Adapter, images: Sequence[ImageInput]) -> dict[str, VisualTokens]:
+def encode_all(adapter: Adapter, images: Sequence[ImageInput]) -> dict[str, ImageFeatures]:
     return {image.digest: adapter.encode([image])[0] for image in images}
 
 

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from allrounder.core import Capabilities, ChatRequest
+from allrounder.engine.offline import warm_up
 from allrounder.engine.protocols import EngineState, EngineStatus, Observer, Runner
 from allrounder.engine.scheduling.driver import Driver
 from allrounder.engine.scheduling.request import MAX_STEP_ROWS, EngineRequest, SchedulerLimits
 from allrounder.engine.scheduling.scheduler import Scheduler
 from allrounder.engine.scheduling.stream import QueuedStream
-from allrounder.engine.warmup import warm_up
 from allrounder.errors import AllrounderError, Draining, EngineDead, Loading
 
 logger = logging.getLogger(__name__)

@@ -17,13 +17,12 @@ from torch import Tensor
 
 from allrounder.core import ImageInput, ImageLayout, Plan, Prompt
 from allrounder.engine.execution.attention.sdpa import attend
+from allrounder.engine.execution.batch import Segment, as_planned, prompt_rows
+from allrounder.engine.execution.decoder import DecoderLoop
 from allrounder.engine.execution.kv_cache import SequenceKv
-from allrounder.engine.execution.ragged import DecoderLoop
-from allrounder.engine.execution.rows import prompt_rows
-from allrounder.engine.execution.segment import Segment, as_planned
 from allrounder.measure.divergence import Divergence
 from allrounder.models.adapter import Adapter
-from allrounder.models.families.family import PromptPositions, VisualTokens
+from allrounder.models.families.family import ImageFeatures, PromptPositions
 from allrounder.pruning.strategy import Probe
 
 MAX_PACKED_ROWS = 4096
@@ -35,7 +34,7 @@ class EncodedQuestion:
 
     prompt: Prompt
     positions: PromptPositions
-    visual: VisualTokens
+    visual: ImageFeatures
     layouts: tuple[ImageLayout, ...] = ()
 
     @property
@@ -77,12 +76,12 @@ class FrozenModel:
     def num_layers(self) -> int:
         return self.adapter.geometry.num_layers
 
-    def encode(self, image: ImageInput, *, with_facts: bool = False) -> VisualTokens:
+    def encode(self, image: ImageInput, *, with_facts: bool = False) -> ImageFeatures:
         """Visual tokens that may enter a gradient; with facts for strategies that need vision."""
         visual = self.adapter.encode([image], with_facts=with_facts)[0]
         return replace(visual, tokens_VD=visual.tokens_VD.clone())
 
-    def ask(self, image: ImageInput, visual: VisualTokens, question: str) -> EncodedQuestion:
+    def ask(self, image: ImageInput, visual: ImageFeatures, question: str) -> EncodedQuestion:
         layouts = (self.adapter.layout(image),)
         prompt = self.adapter.prompt(question, layouts)
         positions = self.adapter.positions(prompt, layouts)

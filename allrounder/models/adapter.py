@@ -13,7 +13,7 @@ from typing import Protocol
 from torch import Tensor
 
 from allrounder.core import ImageInput, ImageLayout, Message, ModelGeometry, Prompt
-from allrounder.models.families.family import PromptPositions, VisualTokens
+from allrounder.models.families.family import ImageFeatures, PromptPositions
 
 Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 """(layer_idx, q RxHxE, k RxKxE, v RxKxE, scaling) -> R x H*E, causality included."""
@@ -88,7 +88,7 @@ class Adapter(Protocol):
 
     def encode(
         self, images: Sequence[ImageInput], *, with_facts: bool = False
-    ) -> list[VisualTokens]:
+    ) -> list[ImageFeatures]:
         """Projected visual tokens of each image; one batch, never pruned.
 
         With facts, the same tokens and what the vision tower showed of them.

@@ -19,7 +19,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from allrounder.core import ImageInput, ImageLayout, Message, ModelGeometry, Prompt
 from allrounder.models.adapter import Attend, Rotation, TextStream
 from allrounder.models.families.common import resized
-from allrounder.models.families.family import Family, PromptPositions, VisualTokens
+from allrounder.models.families.family import Family, ImageFeatures, PromptPositions
 from allrounder.models.fused import CHECK_POSITIONS, Projection, RunLayer, fused_or_plain
 from allrounder.models.prompt import PromptBuilder
 from allrounder.models.token_bytes import TokenBytes
@@ -174,7 +174,7 @@ class TransformersAdapter:
 
     def encode(
         self, images: Sequence[ImageInput], *, with_facts: bool = False
-    ) -> list[VisualTokens]:
+    ) -> list[ImageFeatures]:
         return self._family.encode(self._model, self._processor, images, with_facts=with_facts)
 
     def look_flops(self, layouts: Sequence[ImageLayout]) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from allrounder.core import ImageInput
 from allrounder.measure.frozen import EncodedQuestion, FrozenModel
-from allrounder.models.families.family import VisualTokens
+from allrounder.models.families.family import ImageFeatures
 from allrounder.training.samples import ImageQuestions
 
 BATCH_QUESTIONS = 16
@@ -23,7 +23,7 @@ class ImageBank:
     def __init__(self, frozen: FrozenModel, images: Sequence[ImageQuestions]) -> None:
         self.frozen = frozen
         self.images = images
-        self._encoded: OrderedDict[int, tuple[ImageInput, VisualTokens]] = OrderedDict()
+        self._encoded: OrderedDict[int, tuple[ImageInput, ImageFeatures]] = OrderedDict()
         self._bytes = 0
 
     @property
@@ -57,7 +57,7 @@ class ImageBank:
                 if turn < count:
                     yield self.ask(idx, image.questions[(idx + turn) % count])
 
-    def _entry(self, image_idx: int) -> tuple[ImageInput, VisualTokens]:
+    def _entry(self, image_idx: int) -> tuple[ImageInput, ImageFeatures]:
         if image_idx not in self._encoded:
             image = self.images[image_idx].load()
             visual = self.frozen.encode(image)

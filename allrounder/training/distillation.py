@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from allrounder.core import Plan
-from allrounder.engine.execution.rows import prompt_rows
+from allrounder.engine.execution.batch import prompt_rows
 from allrounder.measure.frozen import EncodedQuestion, FrozenModel, causal_attention
 from allrounder.training.attention_target import AttentionTarget
 from allrounder.training.bank import ImageBank

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from allrounder.core import Plan
-from allrounder.engine.execution.rows import prompt_rows
+from allrounder.engine.execution.batch import prompt_rows
 from allrounder.measure.frozen import EncodedQuestion, FrozenModel, causal_attention
 
 

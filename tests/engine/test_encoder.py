@@ -13,8 +13,8 @@ from allrounder.core.budget import Counts
 from allrounder.engine.execution.runner import ModelRunner
 from allrounder.engine.protocols import CacheCounts
 from allrounder.engine.vision import encoder
-from allrounder.engine.vision.encoder_cache import EncoderCache, ImageKey
-from allrounder.models.families.family import VisualTokens
+from allrounder.engine.vision.encoder import EncoderCache, ImageKey
+from allrounder.models.families.family import ImageFeatures
 from allrounder.models.transformers import TransformersAdapter
 from tests.engine.driving import begin
 from tests.tiny import NUM_VISUAL, chat_request, noise_image
@@ -29,7 +29,7 @@ class _Watched:
 
     def __call__(
         self, images: Sequence[ImageInput], *, with_facts: bool = False
-    ) -> list[VisualTokens]:
+    ) -> list[ImageFeatures]:
         self.batches.append([image.digest for image in images])
         return self._encode(images, with_facts=with_facts)
 
@@ -111,8 +111,8 @@ def _key(name: str) -> ImageKey:
     return ImageKey(tenant="t", digest=name, fingerprint="f")
 
 
-def _tokens(num_bytes: int) -> VisualTokens:
-    return VisualTokens(tokens_VD=torch.zeros(1, num_bytes // 4))
+def _tokens(num_bytes: int) -> ImageFeatures:
+    return ImageFeatures(tokens_VD=torch.zeros(1, num_bytes // 4))
 
 
 def test_the_least_recently_used_goes_first_and_bytes_stay_bounded() -> None:
@@ -132,7 +132,7 @@ def test_the_least_recently_used_goes_first_and_bytes_stay_bounded() -> None:
 def test_a_view_of_a_whole_batch_is_not_kept_alive_by_one_image() -> None:
     batch = torch.zeros(8, 16, 4)
     planes = torch.ones(8, 16, 4)
-    own = VisualTokens(tokens_VD=batch[2], planes=(planes[2],)).own()
+    own = ImageFeatures(tokens_VD=batch[2], planes=(planes[2],)).own()
     assert own.nbytes == 2 * 16 * 4 * 4
     assert own.tokens_VD.untyped_storage().nbytes() == own.tokens_VD.nbytes
     assert own.planes[0].untyped_storage().nbytes() == own.planes[0].nbytes

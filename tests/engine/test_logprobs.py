@@ -12,7 +12,7 @@ import torch
 
 from allrounder.core import ChatRequest, SamplingParams, ScoredToken
 from allrounder.engine.execution.runner import ModelRunner
-from allrounder.engine.execution.scores import Scores
+from allrounder.engine.execution.sampling import Scores
 from allrounder.models.transformers import TransformersAdapter
 from tests.engine.driving import answers, begin, finished, whole
 from tests.families.reference import Reference

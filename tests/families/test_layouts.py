@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from allrounder.engine.execution.runner import ModelRunner
-from allrounder.engine.warmup import warm_up
+from allrounder.engine.offline import warm_up
 from allrounder.errors import InvalidField, InvalidImage
 from allrounder.models.transformers import TransformersAdapter
 from tests.engine.driving import finished

@@ -24,7 +24,7 @@ from allrounder.engine.execution.sequence import DeviceSequence
 from allrounder.errors import InvalidImage
 from allrounder.measure.frozen import FrozenModel
 from allrounder.measure.plans import make_plan
-from allrounder.models.families.family import PromptPositions, VisualTokens
+from allrounder.models.families.family import ImageFeatures, PromptPositions
 from allrounder.models.loading import load_adapter
 from allrounder.models.transformers import TransformersAdapter
 from tests.engine.driving import answers, recorded
@@ -69,7 +69,7 @@ def _answered(
     qwen: Loaded,
     request: ChatRequest,
     *,
-    visual: Callable[[VisualTokens], VisualTokens] = lambda visual: visual,
+    visual: Callable[[ImageFeatures], ImageFeatures] = lambda visual: visual,
     positions: Callable[[PromptPositions], PromptPositions] = lambda positions: positions,
 ) -> tuple[DeviceSequence, Tensor]:
     """The request run to its end, and its logits, with what the family says of images altered."""
@@ -230,7 +230,7 @@ def test_deepstack_layers_are_protected_and_each_plane_moves_the_answer(qwen3: L
     whole = _first_logits(qwen3, request)
     for dropped in range(NUM_PLANES):
 
-        def without(visual: VisualTokens, dropped: int = dropped) -> VisualTokens:
+        def without(visual: ImageFeatures, dropped: int = dropped) -> ImageFeatures:
             planes = [plane * (idx != dropped) for idx, plane in enumerate(visual.planes)]
             return replace(visual, planes=tuple(planes))
 

@@ -52,7 +52,7 @@ def test_the_default_format_answers_in_mixed_batches(case: FamilyCase, tmp_path:
 
 
 def test_a_real_lack_of_memory_is_told_from_other_faults() -> None:
-    from allrounder.engine.execution.memory import is_out_of_memory
+    from allrounder.engine.execution.kv_cache import is_out_of_memory
 
     with pytest.raises(torch.OutOfMemoryError) as caught:
         torch.empty(1 << 48, device="cuda")

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from allrounder.core import Capabilities, ChatRequest, ChatResult, FinishReason, Stage
-from allrounder.engine.execution.memory import encoding_error, undone_without_memory
-from allrounder.engine.execution.ragged import DecoderLoop
-from allrounder.engine.execution.sampling import Sampler
-from allrounder.engine.execution.scores import Scores
-from allrounder.engine.execution.segment import Segment, as_planned
+from allrounder.engine.execution.batch import Segment, as_planned
+from allrounder.engine.execution.decoder import DecoderLoop
+from allrounder.engine.execution.kv_cache import encoding_error, undone_without_memory
+from allrounder.engine.execution.sampling import Sampler, Scores
 from allrounder.engine.execution.sequence import DeviceSequence
 from allrounder.engine.execution.text import AnswerText
 from allrounder.engine.planning.planner import DEFAULT_USE, CalibrationUse, Planner, request_seed
@@ -29,7 +28,7 @@ from allrounder.engine.vision.encoder import Encoder
 from allrounder.engine.vision.resizing import resized
 from allrounder.errors import AllrounderError, InternalError, InvalidField
 from allrounder.models.adapter import Adapter
-from allrounder.models.families.family import VisualTokens
+from allrounder.models.families.family import ImageFeatures
 from allrounder.router.weights import LoadedRouter
 
 logger = logging.getLogger(__name__)
@@ -146,7 +145,7 @@ class ModelRunner:
         """On the engine's thread, so that other threads read one number and nothing that moves."""
         self._kv_bytes_held = sum(seq.kv.bytes_held for seq in self._held.values())
 
-    def _begin_one(self, state: EngineRequest, visual: VisualTokens) -> AllrounderError | None:
+    def _begin_one(self, state: EngineRequest, visual: ImageFeatures) -> AllrounderError | None:
         planning = time.monotonic()
         prepared, sampling = _prepared(state), state.request.sampling
         try:

@@ -15,16 +15,14 @@ from allrounder.core import (
     Plan,
     TokenChunk,
 )
+from allrounder.engine.execution.batch import Rows, Segment, prompt_rows
 from allrounder.engine.execution.kv_cache import SequenceKv
-from allrounder.engine.execution.rows import Rows, prompt_rows
-from allrounder.engine.execution.sampling import Sampler
-from allrounder.engine.execution.scores import Scores
-from allrounder.engine.execution.segment import Segment
+from allrounder.engine.execution.sampling import Sampler, Scores
 from allrounder.engine.execution.text import AnswerText
 from allrounder.engine.planning.prepared import PreparedRequest
 from allrounder.engine.scheduling.request import EngineRequest
 from allrounder.models.adapter import Adapter
-from allrounder.models.families.family import PromptPositions, VisualTokens
+from allrounder.models.families.family import ImageFeatures, PromptPositions
 from allrounder.pruning.strategy import Choice, Probe, Strategy
 
 
@@ -42,7 +40,7 @@ class DeviceSequence:
     state: EngineRequest
     prepared: PreparedRequest
     plan: Plan
-    visual: VisualTokens
+    visual: ImageFeatures
     sampler: Sampler
     text: AnswerText
     positions: PromptPositions

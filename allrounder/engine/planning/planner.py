@@ -22,13 +22,13 @@ from allrounder.core import (
     StrategyInfo,
 )
 from allrounder.cost import cost_of, kv_bytes
-from allrounder.engine.execution.segment import Choose, Segment, as_planned
+from allrounder.engine.execution.batch import Choose, Segment, as_planned
 from allrounder.engine.execution.sequence import DeviceSequence
 from allrounder.engine.planning.prepared import PreparedRequest
 from allrounder.engine.planning.views import with_images
 from allrounder.errors import RouterMismatch
 from allrounder.models.adapter import Adapter
-from allrounder.models.families.family import VisualTokens
+from allrounder.models.families.family import ImageFeatures
 from allrounder.pruning import known_strategies, make_strategy
 from allrounder.pruning.allocate import Allocation, Allocator, rescheduled, settle, trimmed
 from allrounder.pruning.compose import needs_router
@@ -105,7 +105,7 @@ class Planner:
         return f"{_TRAINING_FREE}+shortgpt" if asks_layers and calibrated else _TRAINING_FREE
 
     def choose_first(
-        self, prepared: PreparedRequest, visual: VisualTokens
+        self, prepared: PreparedRequest, visual: ImageFeatures
     ) -> tuple[Plan, dict[int, Tensor]]:
         """All that can be chosen before prefill, layers and tokens dropped at layer 0.
 
@@ -229,7 +229,7 @@ class Planner:
     def _view(
         self,
         prepared: PreparedRequest,
-        visual: VisualTokens,
+        visual: ImageFeatures,
         *,
         with_router: bool = True,
     ) -> View:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from allrounder.core import ImageLayout
-from allrounder.models.families.family import VisualTokens
+from allrounder.models.families.family import ImageFeatures
 from allrounder.pruning.strategy import View
 from allrounder.pruning.vision_facts import VisionFeatures
 
 
-def with_images(view: View, visual: VisualTokens, layouts: Sequence[ImageLayout]) -> View:
+def with_images(view: View, visual: ImageFeatures, layouts: Sequence[ImageLayout]) -> View:
     """`view` with the images' sizes and grids and, where they were encoded with facts, those."""
     facts, vision = visual.facts, None
     tower = view.context.geometry.vision

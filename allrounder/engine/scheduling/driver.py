@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from threading import Condition
 
 from allrounder.core import ChatResult, FinishReason
+from allrounder.engine.offline import warm_up
 from allrounder.engine.protocols import DeviceOutOfMemory, Observer, Outcome, Runner
 from allrounder.engine.scheduling.request import EngineRequest, ScheduledRows
 from allrounder.engine.scheduling.scheduler import Scheduler
-from allrounder.engine.warmup import warm_up
 from allrounder.errors import (
     AllrounderError,
     DeadlineExceeded,

@@ -1,19 +1,60 @@
-"""The encode stage: images of newly admitted requests, batched, each one once.
+"""The encode stage: images of newly admitted requests, batched, each one once, and their cache.
 
 Batches are bounded by visual tokens before pruning, which is what the vision tower computes.
+Encoded images are kept before pruning: several questions about one image encode it once. Keys of
+the cache hold the tenant, so that nobody can learn from timing what others have asked about.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from allrounder.core import ImageInput
 from allrounder.engine.planning.prepared import PreparedRequest
 from allrounder.engine.protocols import CacheCounts
 from allrounder.engine.scheduling.request import MAX_ENCODED_TOKENS
-from allrounder.engine.vision.encoder_cache import EncoderCache, ImageKey
 from allrounder.models.adapter import Adapter
-from allrounder.models.families.family import VisualTokens
+from allrounder.models.families.family import ImageFeatures
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageKey:
+    tenant: str
+    digest: str
+    fingerprint: str
+
+
+class EncoderCache:
+    """Least recently used first out, within `max_bytes`; 0 keeps nothing. One thread owns it."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._kept: OrderedDict[ImageKey, ImageFeatures] = OrderedDict()
+        self._bytes = 0
+
+    @property
+    def bytes_held(self) -> int:
+        return self._bytes
+
+    def find(self, key: ImageKey) -> ImageFeatures | None:
+        found = self._kept.get(key)
+        if found is not None:
+            self._kept.move_to_end(key)
+        return found
+
+    def keep(self, key: ImageKey, visual: ImageFeatures) -> None:
+        """Store an image's tokens in place of any before, unless they alone are over the limit."""
+        if visual.nbytes > self._max_bytes:
+            return
+        before = self._kept.pop(key, None)
+        self._bytes -= before.nbytes if before else 0
+        self._kept[key] = visual
+        self._bytes += visual.nbytes
+        while self._bytes > self._max_bytes:
+            _, oldest = self._kept.popitem(last=False)
+            self._bytes -= oldest.nbytes
 
 
 class Encoder:
@@ -24,9 +65,9 @@ class Encoder:
         self.cache = EncoderCache(cache_bytes)
         self.counts = CacheCounts()
 
-    def encode(self, prompts: Sequence[PreparedRequest]) -> list[VisualTokens]:
+    def encode(self, prompts: Sequence[PreparedRequest]) -> list[ImageFeatures]:
         """Each prompt's images joined, in order. Raises what the adapter raises."""
-        found: dict[ImageKey, VisualTokens] = {}
+        found: dict[ImageKey, ImageFeatures] = {}
         missing: dict[bool, dict[ImageKey, tuple[ImageInput, int]]] = {False: {}, True: {}}
         for prepared in sorted(prompts, key=_needs_facts, reverse=True):
             needs_facts = _needs_facts(prepared)
@@ -44,9 +85,9 @@ class Encoder:
             for batch in _batches(images):
                 self._encode(batch, found, with_facts=with_facts)
         return [
-            VisualTokens.joined(
+            ImageFeatures.joined(
                 [found[self._key(prepared, image)] for image in prepared.request.images]
-                or [VisualTokens(tokens_VD=self._adapter.embed(()))]
+                or [ImageFeatures(tokens_VD=self._adapter.embed(()))]
             )
             for prepared in prompts
         ]
@@ -54,7 +95,7 @@ class Encoder:
     def _encode(
         self,
         batch: dict[ImageKey, tuple[ImageInput, int]],
-        found: dict[ImageKey, VisualTokens],
+        found: dict[ImageKey, ImageFeatures],
         *,
         with_facts: bool,
     ) -> None:

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from allrounder.core import ImageInput, ImageLayout, Prompt, TokenGrid
 from allrounder.models.families.family import (
     DecoderParts,
+    ImageFeatures,
     PromptPositions,
-    VisualTokens,
     sequential_positions,
 )
 from allrounder.models.families.vision_tower import Seen, Tower, VisionFacts, watched, watched_layer
@@ -87,10 +87,10 @@ def clip_like_tower(model: PreTrainedModel) -> Tower:
 
 def visual_tokens(
     tokens: Sequence[Tensor], facts: Sequence[VisionFacts] | None
-) -> list[VisualTokens]:
+) -> list[ImageFeatures]:
     """Image by image, with facts where there are any."""
     each = facts if facts is not None else [None] * len(tokens)
-    return [VisualTokens(tokens_VD=t, facts=f) for t, f in zip(tokens, each, strict=True)]
+    return [ImageFeatures(tokens_VD=t, facts=f) for t, f in zip(tokens, each, strict=True)]
 
 
 def expanded_layout(

@@ -38,7 +38,7 @@ class PromptPositions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisualTokens:
+class ImageFeatures:
     """One image, or one request's images in order, as the decoder takes them: never pruned.
 
     Attributes:
@@ -51,13 +51,13 @@ class VisualTokens:
     planes: tuple[Tensor, ...] = ()
     facts: VisionFacts | None = None
 
-    def selected(self, rows_K: Tensor, weights_KV: Tensor | None = None) -> VisualTokens:
+    def selected(self, rows_K: Tensor, weights_KV: Tensor | None = None) -> ImageFeatures:
         """The tokens `rows_K`, or weighted sums of all; planes alike."""
 
         def of(tensor_VD: Tensor) -> Tensor:
             return tensor_VD[rows_K] if weights_KV is None else merged(weights_KV, tensor_VD)
 
-        return VisualTokens(
+        return ImageFeatures(
             tokens_VD=of(self.tokens_VD), planes=tuple(of(plane) for plane in self.planes)
         )
 
@@ -66,7 +66,7 @@ class VisualTokens:
         facts = self.facts.nbytes if self.facts else 0
         return self.tokens_VD.nbytes + sum(plane.nbytes for plane in self.planes) + facts
 
-    def own(self) -> VisualTokens:
+    def own(self) -> ImageFeatures:
         """The same in memory of its own, where these are views of a whole batch."""
         return replace(
             self,
@@ -75,7 +75,7 @@ class VisualTokens:
         )
 
     @classmethod
-    def joined(cls, images: Sequence[VisualTokens]) -> VisualTokens:
+    def joined(cls, images: Sequence[ImageFeatures]) -> ImageFeatures:
         if len(images) == 1:
             return images[0]
         planes = zip(*(image.planes for image in images), strict=True)
@@ -129,7 +129,7 @@ class Family(Protocol):
         images: Sequence[ImageInput],
         *,
         with_facts: bool = False,
-    ) -> list[VisualTokens]:
+    ) -> list[ImageFeatures]:
         """Pixels to projected visual tokens, image by image, in one batch.
 
         With facts, the same tokens and what the watched layer showed.

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from allrounder.core import ImageInput, ImageLayout, TokenGrid
 from allrounder.errors import ModelUnsupported
 from allrounder.models.families.common import PlainDecoder, expanded_layout, pictures, visual_tokens
-from allrounder.models.families.family import VisualTokens
+from allrounder.models.families.family import ImageFeatures
 from allrounder.models.families.vision_tower import Tower, square_means, watched_layer
 
 
@@ -52,7 +52,7 @@ class Idefics3(PlainDecoder):
         images: Sequence[ImageInput],
         *,
         with_facts: bool = False,
-    ) -> list[VisualTokens]:
+    ) -> list[ImageFeatures]:
         tiles = processor.image_processor(
             images=[[picture] for picture in pictures(images)], return_tensors="pt"
         )

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from allrounder.core import ImageInput, ImageLayout, TokenGrid
 from allrounder.models.families.common import PlainDecoder, expanded_layout, pictures, visual_tokens
-from allrounder.models.families.family import VisualTokens
+from allrounder.models.families.family import ImageFeatures
 from allrounder.models.families.vision_tower import Tower, square_means, watched_layer
 
 
@@ -50,7 +50,7 @@ class InternVL(PlainDecoder):
         images: Sequence[ImageInput],
         *,
         with_facts: bool = False,
-    ) -> list[VisualTokens]:
+    ) -> list[ImageFeatures]:
         tiles = processor.image_processor(
             images=pictures(images), return_tensors="pt", **processor.images_kwargs
         )

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from allrounder.core import ImageInput, ImageLayout, TokenGrid
 from allrounder.errors import InvalidImage
 from allrounder.models.families.common import PlainDecoder, clip_like_tower, pictures, visual_tokens
-from allrounder.models.families.family import VisualTokens
+from allrounder.models.families.family import ImageFeatures
 from allrounder.models.families.vision_tower import Tower
 
 _MAX_ASPECT = 200
@@ -49,7 +49,7 @@ class Llava(PlainDecoder):
         images: Sequence[ImageInput],
         *,
         with_facts: bool = False,
-    ) -> list[VisualTokens]:
+    ) -> list[ImageFeatures]:
         pixels = processor.image_processor(images=pictures(images), return_tensors="pt")
         with torch.inference_mode(), self.watched(model, with_facts=with_facts) as seen:
             features = model.get_image_features(

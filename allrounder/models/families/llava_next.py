@@ -18,7 +18,7 @@ from allrounder.models.families.common import (
     pictures,
     visual_tokens,
 )
-from allrounder.models.families.family import VisualTokens
+from allrounder.models.families.family import ImageFeatures
 from allrounder.models.families.vision_tower import Tower
 
 
@@ -54,7 +54,7 @@ class LlavaNext(PlainDecoder):
         images: Sequence[ImageInput],
         *,
         with_facts: bool = False,
-    ) -> list[VisualTokens]:
+    ) -> list[ImageFeatures]:
         tiles = processor.image_processor(images=pictures(images), return_tensors="pt")
         with torch.inference_mode(), self.watched(model, with_facts=with_facts) as seen:
             features = model.get_image_features(

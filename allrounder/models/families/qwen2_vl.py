@@ -18,7 +18,7 @@ from transformers.vision_utils import get_vision_window_index
 from allrounder.core import ImageInput, ImageLayout, Prompt, TokenGrid
 from allrounder.errors import InvalidImage
 from allrounder.models.families.common import PlainDecoder, pictures, visual_tokens
-from allrounder.models.families.family import PromptPositions, VisualTokens
+from allrounder.models.families.family import ImageFeatures, PromptPositions
 from allrounder.models.families.vision_tower import Seen, Tower, VisionFacts, watched_layer
 
 
@@ -71,7 +71,7 @@ class Qwen2Vl(PlainDecoder):
         images: Sequence[ImageInput],
         *,
         with_facts: bool = False,
-    ) -> list[VisualTokens]:
+    ) -> list[ImageFeatures]:
         inputs = processor.image_processor(images=pictures(images), return_tensors="pt")
         with torch.inference_mode(), self.watched(model, with_facts=with_facts) as seen:
             features = model.get_image_features(
