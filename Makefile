@@ -3,9 +3,11 @@
 BIN := .venv/bin
 INSTALLED := .venv/installed
 CLIENTS := .clients/installed
+# Two workers, a file of tests to one of them; XDIST= runs them one by one.
+XDIST := -n 2 --dist loadfile
 export PYTHON PIP_EXTRA
 
-.PHONY: setup check fix test test-system test-long gpu-test bench evaluate serve clean
+.PHONY: setup check fix test-fast test test-system test-long gpu-test bench evaluate serve clean
 
 setup: $(INSTALLED)
 
@@ -31,8 +33,12 @@ fix: $(INSTALLED)
 test-system:
 	@tools/test_system.sh
 
+# Pure parts: no model, no server, no browser.
+test-fast: $(INSTALLED)
+	$(BIN)/pytest $(XDIST) -m "not slow and not system and not browser" $(ARGS)
+
 test: $(INSTALLED) $(CLIENTS) test-system
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(XDIST) $(ARGS)
 
 test-long: $(INSTALLED) $(CLIENTS) test-system
 	$(BIN)/pytest --long --timeout=600 $(ARGS)

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
-MAX_TORCH_THREADS = 2
+IS_XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+# Workers of one machine that each spread over all its cores slow each other down many times over.
+MAX_TORCH_THREADS = 1 if IS_XDIST_WORKER else 2
 # A test that wants a queue says which; an app made for something else starts none.
 SERVICE_DEFAULTS = {"ALLROUNDER_EMBEDDED_REDIS": "false"}
 
@@ -23,6 +25,28 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="Agg",
 )
+if IS_XDIST_WORKER:
+    # Processes that tests start, too.
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+# What the tests of a folder cost; `make test-fast` leaves all of these out.
+COSTS = {
+    "bench": ("slow",),
+    "cli": ("slow",),
+    "demo": ("slow",),
+    "deploy": ("system",),
+    "engine": ("slow",),
+    "evaluation": ("slow",),
+    "families": ("slow",),
+    "jobs": ("system",),
+    "library": ("slow",),
+    "measure": ("slow",),
+    "models": ("slow",),
+    "service": ("system",),
+    "training": ("slow",),
+    "tracing": ("system",),
+    "web": ("browser",),
+}
 
 settings.register_profile("short", deadline=None, derandomize=True, max_examples=50)
 settings.register_profile("long", deadline=None, max_examples=2000, print_blob=True)
@@ -42,10 +66,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    needy = [item for item in items if item.get_closest_marker("gpu")]
-    if needy and not _cuda_is_available():
-        items[:] = [item for item in items if item not in needy]
-        config.hook.pytest_deselected(items=needy)
+    for item in items:
+        for mark in COSTS.get(item.path.relative_to(ROOT / "tests").parts[0], ()):
+            item.add_marker(mark)
+    needy = {item for item in items if item.get_closest_marker("gpu")}
+    left_out = set() if not needy or _cuda_is_available() else needy
+    if not config.getoption("--long"):
+        left_out |= {item for item in items if item.get_closest_marker("long")}
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=list(left_out))
 
 
 def _cuda_is_available() -> bool:

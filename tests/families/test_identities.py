@@ -20,6 +20,7 @@ from tests.tiny import chat_request, noise_image
 
 pytestmark = pytest.mark.timeout(90)
 NUM_PROMPTS = 20
+NUM_SHORT = 4
 
 
 def _request(case: FamilyCase, seed: int, *, num_images: int = 1, **fields: Any) -> ChatRequest:
@@ -51,7 +52,13 @@ def _mixed() -> list[tuple[str, Budget]]:
     return [*_plans(), ("llavolta", Counts(tokens=5)), ("llavolta", FlopsShare(share=0.8))]
 
 
-@pytest.mark.parametrize("seed", range(NUM_PROMPTS))
+@pytest.mark.parametrize(
+    "seed",
+    [
+        *range(NUM_SHORT),
+        *(pytest.param(seed, marks=pytest.mark.long) for seed in range(NUM_SHORT, NUM_PROMPTS)),
+    ],
+)
 def test_the_dense_plan_is_generate_token_for_token(
     case: FamilyCase, runner: ModelRunner, reference: Reference, seed: int
 ) -> None:
