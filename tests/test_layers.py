@@ -55,7 +55,7 @@ TORCH_FREE = (
     "allrounder.errors",
     "allrounder.settings",
     "allrounder_service.api",
-    "allrounder_service.api.intake.chat_body",
+    "allrounder_service.api.intake.api_request",
     "allrounder_service.cli.main",
     "allrounder_service.jobs",
     "allrounder_service.main",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from allrounder.core import Plan, Selection
-from allrounder.engine.planning.views import with_images
+from allrounder.engine.planning.planner import with_images
 from allrounder.measure.frozen import DenseAnswer, FrozenModel
 from allrounder.pruning.strategy import Context, RouterScores, Strategy, View, refuse
 from allrounder.router.network import MetaRouter

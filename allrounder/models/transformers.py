@@ -18,8 +18,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from allrounder.core import ImageInput, ImageLayout, Message, ModelGeometry, Prompt
 from allrounder.models.adapter import Attend, Rotation, TextStream
-from allrounder.models.families.common import resized
-from allrounder.models.families.family import Family, ImageFeatures, PromptPositions
+from allrounder.models.families.family import Family, ImageFeatures, PromptPositions, resized
 from allrounder.models.fused import CHECK_POSITIONS, Projection, RunLayer, fused_or_plain
 from allrounder.models.prompt import PromptBuilder
 from allrounder.models.token_bytes import TokenBytes

@@ -21,7 +21,6 @@ from pydantic import TypeAdapter, ValidationError
 from allrounder.errors import InvalidField
 from allrounder.pruning.autoprune import AutoPrune
 from allrounder.pruning.cdpruner import CDPruner
-from allrounder.pruning.compose import Composed
 from allrounder.pruning.divprune import DivPrune
 from allrounder.pruning.fastv import FastV
 from allrounder.pruning.llavolta import LLaVolta
@@ -34,7 +33,7 @@ from allrounder.pruning.prumerge import PruMerge
 from allrounder.pruning.random import Random
 from allrounder.pruning.resize import Resize
 from allrounder.pruning.shortgpt import ShortGPT
-from allrounder.pruning.strategy import Strategy
+from allrounder.pruning.strategy import Composed, Strategy
 from allrounder.pruning.visionzip import VisionZip
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")

@@ -7,9 +7,11 @@ if the cheapest candidate layers were skipped. Whatever the strategy then choose
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 from allrounder.core import (
     BudgetRequest,
@@ -22,10 +24,168 @@ from allrounder.core import (
 from allrounder.core.budget import Counts, FlopsShare, Quality
 from allrounder.cost import cost_of
 from allrounder.errors import BudgetTooSmall
-from allrounder.pruning.compose import label, needs_router
-from allrounder.pruning.frontier import Frontier, Split
-from allrounder.pruning.loyalty import CalibratedLoyalty, require_loyalty
-from allrounder.pruning.strategy import Context, Points, Strategy, looking_flops, refuse
+from allrounder.pruning.strategy import (
+    Context,
+    Points,
+    Strategy,
+    is_calibrated,
+    label,
+    looking_flops,
+    needs_router,
+    refuse,
+)
+
+DEFAULT_MARGIN = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibratedLoyalty:
+    """Promised loyalty on a grid of (skip_ratio, token_ratio).
+
+    Attributes:
+        skip_ratios, token_ratios: ascending grid axes.
+        promised: one row per skip ratio, one value per token ratio; more tokens never promise
+            less, more skips never more.
+    """
+
+    skip_ratios: tuple[float, ...]
+    token_ratios: tuple[float, ...]
+    promised: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def under(
+        cls,
+        *,
+        skip_ratios: tuple[float, ...],
+        token_ratios: tuple[float, ...],
+        mean: Sequence[Sequence[float]],
+        standard_error: Sequence[Sequence[float]],
+        margin: float = DEFAULT_MARGIN,
+    ) -> CalibratedLoyalty:
+        """Promise `margin` standard errors less than what was measured.
+
+        The cheapest of many measured sizes is likelier than not one that luck favoured, so a
+        promise of the mean would be broken more often than kept. What a size promises, every size
+        with more tokens and fewer skips promises too.
+        """
+        lowered = [
+            [max(0.0, share - margin * error) for share, error in zip(*rows, strict=True)]
+            for rows in zip(mean, standard_error, strict=True)
+        ]
+        return cls(
+            skip_ratios=skip_ratios, token_ratios=token_ratios, promised=_best_of_harsher(lowered)
+        )
+
+    def at(self, split: Split) -> float:
+        """What the nearest measured size promises that is no milder; 0 where none was measured.
+
+        Loyalty falls steeply with the first tokens dropped, so a line between two sizes would
+        promise too much.
+        """
+        row = bisect_left(self.skip_ratios, split.skip_ratio)
+        column = bisect_right(self.token_ratios, split.token_ratio) - 1
+        if row == len(self.skip_ratios) or column < 0:
+            return 0.0
+        return self.promised[row][column]
+
+
+def require_loyalty(
+    loyalty: CalibratedLoyalty | None, strategy: Strategy, *, named: bool
+) -> CalibratedLoyalty:
+    """Raises InvalidField where nothing is known; `named`: the caller chose the strategy."""
+    advice = "or give a share of FLOPs"
+    if not is_calibrated(strategy):
+        if named:
+            raise refuse(
+                "strategy",
+                f"strategy {label(strategy)!r} has no calibration that a quality could be held "
+                f"against; take par, par-token or par-layer, {advice}",
+            )
+        raise refuse(
+            "quality",
+            "this model has no router whose calibration a quality could be held against; train "
+            f"one with allrounder train router, {advice}",
+        )
+    if loyalty is None:
+        raise refuse(
+            "quality",
+            "this model's router was calibrated without loyalty; train it again with allrounder "
+            f"train router, {advice}",
+        )
+    return loyalty
+
+
+def _best_of_harsher(rows: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
+    """Each cell's maximum over all cells with as many skips or more and as many tokens or fewer."""
+    found: list[tuple[float, ...]] = []
+    below: Sequence[float] = [0.0] * len(rows[0])
+    for row in reversed(rows):
+        best, values = 0.0, []
+        for value, under in zip(row, below, strict=True):
+            best = max(best, value, under)
+            values.append(best)
+        below = values
+        found.append(tuple(values))
+    return tuple(reversed(found))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """A way to spend a budget: shares of visual tokens kept and of decoder layers skipped."""
+
+    token_ratio: float
+    skip_ratio: float
+
+
+class Frontier(Protocol):
+    def loss(self, split: Split, share: float) -> float:
+        """Expected harm of `split` under a budget of `share`; only its order matters."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedFrontier:
+    """The default: layer shares of PAR's Table 1 on LLaVA-1.5-7B, read off by FLOPs.
+
+    272 tokens/30 of 32 layers at 66 %, 224/28 at 58 %, 176/24 at 47 %; nothing is skipped above
+    75 %. The fewest layers skipped wins above a point, the nearest to the table below it.
+    """
+
+    POINTS = ((0.47, 8 / 32), (0.58, 4 / 32), (0.66, 2 / 32), (0.75, 0.0))
+
+    def loss(self, split: Split, share: float) -> float:
+        wanted = next((skip for limit, skip in self.POINTS if share <= limit), 0.0)
+        return abs(split.skip_ratio - wanted)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibratedFrontier:
+    """Measured harm on a grid of (skip_ratio, token_ratio), interpolated.
+
+    Attributes:
+        skip_ratios, token_ratios: ascending grid axes.
+        harm: one row per skip ratio, one value per token ratio: mean KL to the dense answer in
+            nats, or the share of answers that differ from it.
+    """
+
+    skip_ratios: tuple[float, ...]
+    token_ratios: tuple[float, ...]
+    harm: tuple[tuple[float, ...], ...]
+
+    def loss(self, split: Split, share: float) -> float:
+        rows = [_interpolate(self.token_ratios, row, split.token_ratio) for row in self.harm]
+        return _interpolate(self.skip_ratios, rows, split.skip_ratio)
+
+
+def _interpolate(axis: Sequence[float], values: Sequence[float], at: float) -> float:
+    if at <= axis[0]:
+        return values[0]
+    if at >= axis[-1]:
+        return values[-1]
+    right = bisect_left(axis, at)
+    weight = (at - axis[right - 1]) / (axis[right] - axis[right - 1])
+    return values[right - 1] * (1 - weight) + values[right] * weight
+
 
 RouterFlops = Callable[[PromptShape], int]
 

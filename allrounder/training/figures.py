@@ -17,12 +17,18 @@ from allrounder.measure.divergence import Divergence
 from allrounder.measure.frozen import DenseAnswer
 from allrounder.measure.plans import plan_by, view_of
 from allrounder.measure.statistics import Estimate, sample_mean
-from allrounder.pruning.compose import Composed, needs_router
 from allrounder.pruning.fastv import FastV
 from allrounder.pruning.par import Par
 from allrounder.pruning.random import Random
 from allrounder.pruning.shortgpt import ShortGPT
-from allrounder.pruning.strategy import Context, Strategy, View, looking_flops
+from allrounder.pruning.strategy import (
+    Composed,
+    Context,
+    Strategy,
+    View,
+    looking_flops,
+    needs_router,
+)
 from allrounder.router.network import MetaRouter, router_flops
 from allrounder.router.weights import Calibration
 from allrounder.training.bank import ImageBank

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from allrounder.core import ImageInput, Plan
-from allrounder.engine.execution.text import AnswerText
+from allrounder.engine.execution.sampling import AnswerText
 from allrounder.evaluation.benchmark import Item
 from allrounder.measure.divergence import Divergence
 from allrounder.measure.frozen import DenseAnswer, FrozenModel

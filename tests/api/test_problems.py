@@ -12,8 +12,7 @@ from allrounder.core.budget import FlopsShare
 from allrounder.errors import BudgetTooSmall, ContextLengthExceeded, InvalidField, QueueFull
 from allrounder_service.api.deps import get_services
 from allrounder_service.api.endpoints import ENDPOINTS
-from allrounder_service.api.intake.api_request import ChatLimits, Endpoint
-from allrounder_service.api.intake.chat_body import parse_chat
+from allrounder_service.api.intake.api_request import ChatLimits, Endpoint, parse_chat
 from allrounder_service.api.intake.completion_body import parse_completion
 from allrounder_service.api.problems import error_answer
 from tests.api.calls import chat_body, completion_body

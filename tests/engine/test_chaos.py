@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from allrounder.core import ChatRequest, ChatResult, Priority, SamplingParams
 from allrounder.core.budget import Budget, Counts, FlopsShare
-from allrounder.engine.engine import Engine
+from allrounder.engine.engine import Engine, QueuedStream
 from allrounder.engine.fake import KV_BYTES_ROW, FakeRunner
 from allrounder.engine.protocols import EngineState
-from allrounder.engine.scheduling.stream import QueuedStream
 from allrounder.errors import (
     AllrounderError,
     DeadlineExceeded,

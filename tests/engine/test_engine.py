@@ -19,13 +19,12 @@ from allrounder.core import (
     Priority,
     SamplingParams,
 )
-from allrounder.engine.engine import Engine
+from allrounder.engine.engine import Engine, QueuedStream
 from allrounder.engine.fake import KV_BYTES_ROW, FakeRunner
 from allrounder.engine.protocols import EngineState, Outcome
 from allrounder.engine.scheduling.driver import Driver
 from allrounder.engine.scheduling.request import EngineRequest, ScheduledRows, SchedulerLimits
 from allrounder.engine.scheduling.scheduler import Scheduler
-from allrounder.engine.scheduling.stream import QueuedStream
 from allrounder.errors import (
     AllrounderError,
     DeadlineExceeded,

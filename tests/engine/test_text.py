@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allrounder.core import SamplingParams
-from allrounder.engine.execution.sampling import Sampler
-from allrounder.engine.execution.text import AnswerText
+from allrounder.engine.execution.sampling import AnswerText, Sampler
 
 
 class Letters:

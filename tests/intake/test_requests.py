@@ -9,8 +9,7 @@ import pytest
 from allrounder.core import Priority
 from allrounder.core.budget import Counts, FlopsShare, Quality
 from allrounder.errors import AllrounderError
-from allrounder_service.api.intake.api_request import ChatLimits
-from allrounder_service.api.intake.chat_body import parse_chat
+from allrounder_service.api.intake.api_request import ChatLimits, parse_chat
 from tests.intake.pictures import data_url, red
 
 LIMITS = ChatLimits(max_tokens_limit=100, max_image_bytes=3000, default_budget=0.75)

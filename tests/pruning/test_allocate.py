@@ -16,9 +16,15 @@ from allrounder.core.budget import Budget, Counts, FlopsShare, Quality
 from allrounder.cost import cost_of
 from allrounder.errors import AllrounderError, BudgetTooSmall, InvalidField
 from allrounder.pruning import make_strategy
-from allrounder.pruning.allocate import Allocation, Allocator, settle
-from allrounder.pruning.frontier import CalibratedFrontier, PublishedFrontier, Split
-from allrounder.pruning.loyalty import CalibratedLoyalty
+from allrounder.pruning.allocate import (
+    Allocation,
+    Allocator,
+    CalibratedFrontier,
+    CalibratedLoyalty,
+    PublishedFrontier,
+    Split,
+    settle,
+)
 from allrounder.pruning.strategy import Context
 from allrounder.router.network import RouterConfig, router_flops
 from tests.cases import BUDGETS, STRATEGIES, BudgetCase

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from allrounder.pruning.frontier import Split
-from allrounder.pruning.loyalty import CalibratedLoyalty
+from allrounder.pruning.allocate import CalibratedLoyalty, Split
 
 SKIPS, TOKENS = (0.0, 0.25, 0.5), (0.1, 0.4, 1.0)
 ratios = st.floats(0, 1)

@@ -14,8 +14,7 @@ from allrounder.core import ModelGeometry, PromptShape
 from allrounder.cost import cost_of
 from allrounder.errors import InvalidField
 from allrounder.pruning import make_strategy
-from allrounder.pruning.allocate import Allocator, rescheduled, trimmed
-from allrounder.pruning.frontier import PublishedFrontier
+from allrounder.pruning.allocate import Allocator, PublishedFrontier, rescheduled, trimmed
 from allrounder.pruning.llavolta import windows
 from allrounder.pruning.retention import mutual_information, num_centres, num_kept, retention
 from allrounder.pruning.strategy import Arrival, Context, View

@@ -12,8 +12,7 @@ from allrounder.core import ModelGeometry
 from allrounder.errors import InvalidField
 from allrounder.pruning import STRATEGIES as REGISTRY
 from allrounder.pruning import make_strategy
-from allrounder.pruning.compose import label
-from allrounder.pruning.strategy import Context, RouterScores, View, keep_best
+from allrounder.pruning.strategy import Context, RouterScores, View, keep_best, label
 from tests.cases import STRATEGIES
 
 GEOMETRY = ModelGeometry(

@@ -17,9 +17,8 @@ from allrounder.core import Capabilities, ChatRequest, ChatResult, FinishReason,
 from allrounder.engine.execution.batch import Segment, as_planned
 from allrounder.engine.execution.decoder import DecoderLoop
 from allrounder.engine.execution.kv_cache import encoding_error, undone_without_memory
-from allrounder.engine.execution.sampling import Sampler, Scores
+from allrounder.engine.execution.sampling import AnswerText, Sampler, Scores
 from allrounder.engine.execution.sequence import DeviceSequence
-from allrounder.engine.execution.text import AnswerText
 from allrounder.engine.planning.planner import DEFAULT_USE, CalibrationUse, Planner, request_seed
 from allrounder.engine.planning.prepared import PreparedRequest
 from allrounder.engine.protocols import ALL_ROWS, CacheCounts, Outcome

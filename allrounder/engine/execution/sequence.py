@@ -17,8 +17,7 @@ from allrounder.core import (
 )
 from allrounder.engine.execution.batch import Rows, Segment, prompt_rows
 from allrounder.engine.execution.kv_cache import SequenceKv
-from allrounder.engine.execution.sampling import Sampler, Scores
-from allrounder.engine.execution.text import AnswerText
+from allrounder.engine.execution.sampling import AnswerText, Sampler, Scores
 from allrounder.engine.planning.prepared import PreparedRequest
 from allrounder.engine.scheduling.request import EngineRequest
 from allrounder.models.adapter import Adapter

@@ -25,15 +25,22 @@ from allrounder.cost import cost_of, kv_bytes
 from allrounder.engine.execution.batch import Choose, Segment, as_planned
 from allrounder.engine.execution.sequence import DeviceSequence
 from allrounder.engine.planning.prepared import PreparedRequest
-from allrounder.engine.planning.views import with_images
 from allrounder.errors import RouterMismatch
 from allrounder.models.adapter import Adapter
 from allrounder.models.families.family import ImageFeatures
 from allrounder.pruning import known_strategies, make_strategy
-from allrounder.pruning.allocate import Allocation, Allocator, rescheduled, settle, trimmed
-from allrounder.pruning.compose import needs_router
-from allrounder.pruning.frontier import CalibratedFrontier, Frontier, PublishedFrontier
-from allrounder.pruning.loyalty import DEFAULT_MARGIN, CalibratedLoyalty
+from allrounder.pruning.allocate import (
+    DEFAULT_MARGIN,
+    Allocation,
+    Allocator,
+    CalibratedFrontier,
+    CalibratedLoyalty,
+    Frontier,
+    PublishedFrontier,
+    rescheduled,
+    settle,
+    trimmed,
+)
 from allrounder.pruning.strategy import (
     Arrival,
     Choice,
@@ -42,7 +49,9 @@ from allrounder.pruning.strategy import (
     RouterScores,
     Strategy,
     View,
+    needs_router,
 )
+from allrounder.pruning.vision_facts import VisionFeatures
 from allrounder.router.weights import LoadedRouter
 
 _TRAINING_FREE = "fastv"
@@ -291,4 +300,24 @@ def _loyalty(router: LoadedRouter | None, use: CalibrationUse) -> CalibratedLoya
         mean=calibration.loyalty.mean,
         standard_error=calibration.loyalty.standard_error,
         margin=use.quality_margin,
+    )
+
+
+def with_images(view: View, visual: ImageFeatures, layouts: Sequence[ImageLayout]) -> View:
+    """`view` with the images' sizes and grids and, where they were encoded with facts, those."""
+    facts, vision = visual.facts, None
+    tower = view.context.geometry.vision
+    has_class = tower is not None and tower.has_class
+    if facts is not None:
+        vision = VisionFeatures(
+            attention_HV=facts.attention_HV,
+            keys_VE=facts.keys_VE,
+            features_VF=facts.features_VF,
+        )
+    return replace(
+        view,
+        visual_per_image=tuple(layout.num_visual for layout in layouts),
+        grids=tuple(layout.grid for layout in layouts),
+        vision=vision,
+        cls_attention_V=vision.attention_HV.mean(0) if vision and has_class else None,
     )

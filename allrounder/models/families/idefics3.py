@@ -11,8 +11,13 @@ from transformers import PreTrainedModel
 
 from allrounder.core import ImageInput, ImageLayout, TokenGrid
 from allrounder.errors import ModelUnsupported
-from allrounder.models.families.common import PlainDecoder, expanded_layout, pictures, visual_tokens
-from allrounder.models.families.family import ImageFeatures
+from allrounder.models.families.family import (
+    ImageFeatures,
+    PlainDecoder,
+    expanded_layout,
+    pictures,
+    visual_tokens,
+)
 from allrounder.models.families.vision_tower import Tower, square_means, watched_layer
 
 

@@ -10,8 +10,13 @@ import torch
 from transformers import PreTrainedModel
 
 from allrounder.core import ImageInput, ImageLayout, TokenGrid
-from allrounder.models.families.common import PlainDecoder, expanded_layout, pictures, visual_tokens
-from allrounder.models.families.family import ImageFeatures
+from allrounder.models.families.family import (
+    ImageFeatures,
+    PlainDecoder,
+    expanded_layout,
+    pictures,
+    visual_tokens,
+)
 from allrounder.models.families.vision_tower import Tower, square_means, watched_layer
 
 

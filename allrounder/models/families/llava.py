@@ -10,8 +10,13 @@ from transformers import PreTrainedModel
 
 from allrounder.core import ImageInput, ImageLayout, TokenGrid
 from allrounder.errors import InvalidImage
-from allrounder.models.families.common import PlainDecoder, clip_like_tower, pictures, visual_tokens
-from allrounder.models.families.family import ImageFeatures
+from allrounder.models.families.family import (
+    ImageFeatures,
+    PlainDecoder,
+    clip_like_tower,
+    pictures,
+    visual_tokens,
+)
 from allrounder.models.families.vision_tower import Tower
 
 _MAX_ASPECT = 200

@@ -11,14 +11,14 @@ from transformers import PreTrainedModel
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from allrounder.core import ImageInput, ImageLayout, TokenGrid
-from allrounder.models.families.common import (
+from allrounder.models.families.family import (
+    ImageFeatures,
     PlainDecoder,
     clip_like_tower,
     expanded_layout,
     pictures,
     visual_tokens,
 )
-from allrounder.models.families.family import ImageFeatures
 from allrounder.models.families.vision_tower import Tower
 
 

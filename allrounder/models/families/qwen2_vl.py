@@ -17,8 +17,13 @@ from transformers.vision_utils import get_vision_window_index
 
 from allrounder.core import ImageInput, ImageLayout, Prompt, TokenGrid
 from allrounder.errors import InvalidImage
-from allrounder.models.families.common import PlainDecoder, pictures, visual_tokens
-from allrounder.models.families.family import ImageFeatures, PromptPositions
+from allrounder.models.families.family import (
+    ImageFeatures,
+    PlainDecoder,
+    PromptPositions,
+    pictures,
+    visual_tokens,
+)
 from allrounder.models.families.vision_tower import Seen, Tower, VisionFacts, watched_layer
 
 

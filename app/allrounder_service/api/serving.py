@@ -21,8 +21,7 @@ from allrounder_service.api.answers import AnswerWriter, ChatWriter, PlanWriter
 from allrounder_service.api.bodies import Body, read_body
 from allrounder_service.api.completion_answers import CompletionWriter
 from allrounder_service.api.deps import Services, require_admission, require_ready
-from allrounder_service.api.intake.api_request import ApiRequest, ChatLimits, Endpoint
-from allrounder_service.api.intake.chat_body import parse_chat
+from allrounder_service.api.intake.api_request import ApiRequest, ChatLimits, Endpoint, parse_chat
 from allrounder_service.api.intake.completion_body import parse_completion
 from allrounder_service.api.limits import MeteredRequest
 from allrounder_service.api.problems import error_answer

@@ -8,8 +8,7 @@ from starlette.responses import Response
 from allrounder_service.api.answers import ChatAnswer, PlanAnswer
 from allrounder_service.api.completion_answers import Completion
 from allrounder_service.api.deps import ChatTenantDep, ServicesDep
-from allrounder_service.api.intake.api_request import Endpoint
-from allrounder_service.api.intake.chat_body import chat_body_docs
+from allrounder_service.api.intake.api_request import Endpoint, chat_body_docs
 from allrounder_service.api.intake.completion_body import completion_body_docs
 from allrounder_service.api.problems import problems
 from allrounder_service.api.serving import respond
